@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which array library owns a tensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from evenkeel.errors import UnknownTensorError
+
+__all__ = ["NAMES", "kernels", "of", "primitives"]
+
+# How each library knows its own. Tracers and symbolic tensors answer as tensors do.
+_OWNS: dict[str, Callable[[ModuleType, Any], bool]] = {
+    "tensorflow": lambda tensorflow, value: tensorflow.is_tensor(value),
+    "jax": lambda jax, value: isinstance(value, jax.Array),
+    "torch": lambda torch, value: isinstance(value, torch.Tensor),
+    "numpy": lambda _, value: isinstance(value, np.ndarray | np.generic | list | tuple | int | float),
+}
+NAMES = tuple(_OWNS)
+
+
+def of(value: Any) -> ModuleType:
+    """The primitives of the library that owns `value`.
+
+    Asks only libraries that are already loaded: a tensor cannot come from any other.
+
+    Raises:
+        UnknownTensorError: no library owns it.
+
+    Example:
+        >>> of(np.zeros(3)).NAME
+        'numpy'
+    """
+    for name, owns in _OWNS.items():
+        if (library := sys.modules.get(name)) is not None and owns(library, value):
+            return primitives(name)
+    raise UnknownTensorError(
+        f"a value of type {type(value).__module__}.{type(value).__name__} arrived; "
+        "give a tensor of NumPy, TensorFlow, JAX or PyTorch"
+    )
+
+
+# Import statements, not import_module: torch.compile traces through the one and not the other.
+def primitives(name: str) -> ModuleType:
+    """The `primitives` module of the library called `name`."""
+    if name == "tensorflow":
+        from evenkeel.backends.tensorflow import primitives
+    elif name == "jax":
+        from evenkeel.backends.jax import primitives
+    elif name == "torch":
+        from evenkeel.backends.torch import primitives
+    else:
+        from evenkeel.backends.numpy import primitives
+    return primitives
+
+
+def kernels(name: str) -> ModuleType:
+    """The `kernels` module of the library called `name`."""
+    if name == "tensorflow":
+        from evenkeel.backends.tensorflow import kernels
+    elif name == "jax":
+        from evenkeel.backends.jax import kernels
+    elif name == "torch":
+        from evenkeel.backends.torch import kernels
+    else:
+        from evenkeel.backends.numpy import kernels
+    return kernels

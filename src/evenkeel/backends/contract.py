@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every array library here must offer, and what it may offer.
+
+`primitives.py` of each library has every name in `PRIMITIVES`; `functional/` writes the mathematics with them alone.
+`kernels.py` may serve a whole step faster: it is asked first with a `Request`, and answers with a reason when it cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+Tensor = Any
+"""A tensor of any of the libraries."""
+
+
+PRIMITIVES = (
+    "NAME",
+    "all_reduce",
+    "broadcast_to",
+    "cast",
+    "cond",
+    "convert",
+    "dtype",
+    "is_finite",
+    "maximum",
+    "minimum",
+    "pad_rows",
+    "relu",
+    "reshape",
+    "rsqrt",
+    "shape",
+    "size",
+    "sqrt",
+    "stop_gradient",
+    "sum",
+    "where",
+)
+"""Operators (`+ - * / & | ~ >` and slices) are used as Python writes them."""
+
+
+class Request(NamedTuple):
+    """What a kernel is asked to do.
+
+    training: normalize with the batch's own statistics; otherwise with given ones.
+    dtype: name of the type of `x`, such as `"bfloat16"`.
+    shape: of `x`; `None` where a dimension is not known yet.
+    axis: of the channels, not negative.
+    activation: name of what is applied to the result, or None.
+    """
+
+    training: bool
+    dtype: str
+    shape: tuple[int | None, ...]
+    axis: int
+    activation: str | None
+
+
+class Normalized(NamedTuple):
+    """What a training kernel returns.
+
+    y: shape and type of `x`.
+    mean: shape `(channels,)`, float32 or wider.
+    variance: shape `(channels,)`, float32 or wider.
+    divisor: what the kernel divided the squares by, `"population"` (n) or `"sample"` (n - 1).
+    """
+
+    y: Tensor
+    mean: Tensor
+    variance: Tensor
+    divisor: Literal["population", "sample"]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primitives in JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+NAME = "jax"
+
+broadcast_to = jnp.broadcast_to
+is_finite = jnp.isfinite
+maximum = jnp.maximum
+minimum = jnp.minimum
+relu = jax.nn.relu
+reshape = jnp.reshape
+rsqrt = jax.lax.rsqrt
+sqrt = jnp.sqrt
+stop_gradient = jax.lax.stop_gradient
+where = jnp.where
+
+
+def convert(value, dtype=None, like=None):
+    return jnp.asarray(value, dtype=dtype)
+
+
+def cast(x, dtype):
+    return jnp.asarray(x).astype(dtype)
+
+
+def dtype(x):
+    return x.dtype.name
+
+
+def shape(x):
+    return x.shape
+
+
+def size(x, axis):
+    return x.shape[axis]
+
+
+def sum(x, axes):
+    return jnp.sum(x, axis=axes, keepdims=True)
+
+
+def pad_rows(x, count):
+    return jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1))
+
+
+def cond(condition, when_true, when_false):
+    return when_true() if condition else when_false()
+
+
+def all_reduce():
+    return None

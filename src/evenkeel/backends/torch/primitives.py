@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primitives in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+NAME = "torch"
+
+broadcast_to = torch.broadcast_to
+is_finite = torch.isfinite
+relu = torch.relu
+reshape = torch.reshape
+rsqrt = torch.rsqrt
+sqrt = torch.sqrt
+where = torch.where
+
+
+def convert(value, dtype=None, like=None):
+    device = None if like is None else like.device
+    return torch.as_tensor(value, dtype=None if dtype is None else getattr(torch, dtype), device=device)
+
+
+def cast(x, dtype):
+    return x.to(getattr(torch, dtype))
+
+
+def dtype(x):
+    return str(x.dtype).removeprefix("torch.")
+
+
+def shape(x):
+    return tuple(x.shape)
+
+
+def size(x, axis):
+    return x.shape[axis]
+
+
+def sum(x, axes):
+    # An empty list of axes means all of them to PyTorch.
+    return torch.sum(x, dim=axes, keepdim=True) if axes else x
+
+
+def maximum(x, y):
+    return torch.clamp(x, min=y)
+
+
+def minimum(x, y):
+    return torch.clamp(x, max=y)
+
+
+def pad_rows(x, count):
+    return torch.cat([x, x.new_zeros((count, *x.shape[1:]))])
+
+
+def stop_gradient(x):
+    return x.detach()
+
+
+def cond(condition, when_true, when_false):
+    return when_true() if condition else when_false()
+
+
+def all_reduce():
+    return None

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of batch normalization: `(x, params, state) -> (y, new_state)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, SupportsIndex
+
+from evenkeel import backends
+from evenkeel.backends.contract import Request, Tensor
+from evenkeel.errors import ArgumentError
+from evenkeel.functional import modes, moments, moving, normalize, renorm, virtual
+from evenkeel.functional import weights as weighting
+from evenkeel.functional.choice import choose
+from evenkeel.functional.layout import Layout
+
+Axis = SupportsIndex | Iterable[SupportsIndex]
+
+
+class Parameters(NamedTuple):
+    """gamma, beta: learned scale and offset, shape `(channels,)`; None is 1 and 0."""
+
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+
+
+def batch_norm(
+    x: Tensor, params: Parameters, state: moving.State, *, training: bool, **options: Any
+) -> tuple[Tensor, moving.State]:
+    """A training step or an inference step, with the options of `training_step`.
+
+    Inference takes the same options, so that one dictionary serves both; those that only training has do nothing there.
+
+    Example:
+        >>> x = np.array([[1.0], [3.0]])
+        >>> y, state = batch_norm(x, Parameters(), State(np.zeros(1), np.ones(1)), training=True, momentum=0.5)
+        >>> y.round(3).ravel(), state.moving_mean, state.moving_variance
+        (array([-1.,  1.]), array([1.]), array([1.]))
+    """
+    if modes.mode(training=training).batch:
+        return training_step(x, params, state, **options)
+    shared = {name: options[name] for name in ("axis", "epsilon", "activation") if name in options}
+    return inference_step(x, params, state, **shared)
+
+
+def inference_step(
+    x: Tensor,
+    params: Parameters,
+    state: moving.State,
+    *,
+    axis: Axis = -1,
+    epsilon: float = 1e-3,
+    activation: str | None = None,
+) -> tuple[Tensor, moving.State]:
+    """Normalizes with the moving statistics; the state comes back as it was.
+
+    Arguments as in `training_step`.
+    """
+    call = _Call.of(x, params, state, axis, epsilon, activation)
+    return call.cast_back(call.inference()), state
+
+
+def training_step(
+    x: Tensor,
+    params: Parameters,
+    state: moving.State,
+    *,
+    axis: Axis = -1,
+    epsilon: float = 1e-3,
+    momentum: float = 0.99,
+    average: str = "exponential",
+    bessel_correction: bool = False,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    renorm: renorm.Renorm | None = None,
+    virtual_batch_size: int | None = None,
+    adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    activation: str | None = None,
+    synchronized: bool = False,
+) -> tuple[Tensor, moving.State]:
+    """Normalizes with the statistics of the batch, and moves the state towards them.
+
+    A batch without values, or with one value a channel, is normalized with the moving statistics and moves
+    nothing; a channel whose statistics are not finite keeps its state.
+
+    Args:
+        x: a number type, shape `(batch, ..., channels, ...)`; integers are computed in float32.
+        params: gamma and beta.
+        state: moving statistics, in float32 or wider.
+        axis: the axis of the channels, or several; `params` and `state` then have the shape of `x` with 1 elsewhere.
+        epsilon: added to the variance.
+        momentum: share of the old average that is kept.
+        average: `"exponential"`, `"debiased"` or `"cumulative"`; see `moving.kept_share`.
+        bessel_correction: the state keeps the sample variance (divided by n - 1) instead of the population's.
+        mask: False removes a value from the statistics; `y` is there all the same.
+        sample_weight: how much each value counts.
+        renorm: limits and momentum of batch renormalization; the state must have its statistics.
+        virtual_batch_size: groups of so many rows are normalized each by itself; the rest is a group of its own.
+        adjustment: a function of the shape of `x` that gives a scale and an offset, applied before gamma and beta.
+        activation: `"relu"` or None, applied to the result.
+        synchronized: statistics of all replicas together, where the library runs replicas.
+
+    Returns:
+        `y` in the type of `x`, and the new state.
+
+    References:
+        Ioffe and Szegedy 2015, Batch Normalization; Ioffe 2017, Batch Renormalization; Hoffer, Hubara and Soudry
+        2017, Train longer, generalize better (virtual batches).
+    """
+    call = _Call.of(x, params, state, axis, epsilon, activation)
+    all_reduce = call.backend.all_reduce() if synchronized else None
+    count = moments.size(call.backend, call.x, call.layout)
+    if isinstance(count, int) and count < 2 and all_reduce is None:
+        return call.cast_back(call.inference()), state
+    weights = weighting.combined(call.backend, call.x, call.layout, call.dtype, mask, sample_weight)
+    choice = choose(
+        call.backend.NAME,
+        call.request(training=True),
+        "several channel axes" if len(call.layout.channels) > 1 else None,
+        "a mask or weights" if weights is not None else None,
+        "renorm" if renorm else None,
+        "virtual batches" if virtual_batch_size else None,
+        "an adjustment" if adjustment else None,
+        "replicas" if all_reduce else None,
+    )
+    if choice.kernel is not None:
+        y, batch = call.by_kernel(choice.kernel, count)
+    else:
+        y, batch = call.by_formula(weights, renorm, virtual_batch_size, adjustment, all_reduce)
+    new_state = moving.updated(
+        call.backend,
+        state,
+        mean=batch.mean,
+        variance=batch.sample_variance if bessel_correction else batch.variance,
+        usable=batch.usable,
+        momentum=momentum,
+        average=average,
+        renorm_momentum=renorm.momentum if renorm else 0.0,
+        epsilon=epsilon,
+    )
+    return call.cast_back(y), new_state
+
+
+class _Batch(NamedTuple):
+    """What a batch says; every entry in the shape of the parameters, `usable` a bool or of that shape."""
+
+    mean: Tensor
+    variance: Tensor
+    sample_variance: Tensor
+    usable: Tensor
+
+
+class _Call(NamedTuple):
+    """One call, its input converted and checked. `dtype` is the type that is computed in."""
+
+    backend: Any
+    x: Tensor
+    params: Parameters
+    state: moving.State
+    layout: Layout
+    epsilon: float
+    activation: str | None
+    dtype: str
+
+    @classmethod
+    def of(
+        cls, x: Tensor, params: Parameters, state: moving.State, axis: Axis, epsilon: float, activation: str | None
+    ) -> _Call:
+        if activation not in (None, "relu"):
+            raise ArgumentError(f"activation={activation!r} is unknown here; give 'relu' or None")
+        backend = backends.of(x)
+        x = backend.convert(x)
+        dtype = moments.wide(backend.dtype(x))
+        if "float" not in backend.dtype(x):
+            x = backend.cast(x, dtype)
+        layout = Layout.of(len(backend.shape(x)), axis)
+        return cls(backend, x, Parameters(*params), state, layout, epsilon, activation, dtype)
+
+    def request(self, *, training: bool) -> Request:
+        shape = self.backend.shape(self.x)
+        return Request(training, self.backend.dtype(self.x), shape, self.layout.channels[0], self.activation)
+
+    def cast_back(self, y: Tensor) -> Tensor:
+        dtype = self.backend.dtype(self.x)
+        return y if self.backend.dtype(y) == dtype else self.backend.cast(y, dtype)
+
+    def spread(self, parameter: Tensor | None) -> Tensor | None:
+        if parameter is None:
+            return None
+        return self.layout.spread(self.backend, self.backend.cast(parameter, self.dtype))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """gamma and beta for a kernel, which wants both."""
+        like = self.backend.cast(self.state.moving_variance, self.dtype)
+        one, zero = 0 * like + 1, 0 * like
+        gamma, beta = self.params
+        return (
+            self.backend.stop_gradient(one) if gamma is None else self.backend.cast(gamma, self.dtype),
+            self.backend.stop_gradient(zero) if beta is None else self.backend.cast(beta, self.dtype),
+        )
+
+    def activate(self, y: Tensor) -> Tensor:
+        return y if self.activation is None else self.backend.relu(y)
+
+    def inference(self) -> Tensor:
+        choice = choose(
+            self.backend.NAME,
+            self.request(training=False),
+            "several channel axes" if len(self.layout.channels) > 1 else None,
+        )
+        mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])
+        if choice.kernel is not None:
+            return choice.kernel.inference(
+                self.x,
+                *self.affine(),
+                mean,
+                variance,
+                axis=self.layout.channels[0],
+                epsilon=self.epsilon,
+                activation=self.activation,
+            )
+        gamma, beta = map(self.spread, self.params)
+        x = self.backend.cast(self.x, self.dtype)
+        mean, variance = self.spread(mean), self.spread(variance)
+        return self.activate(normalize.apply(self.backend, x, mean, variance, gamma, beta, self.epsilon))
+
+    def by_kernel(self, kernel: Any, count: Tensor | int) -> tuple[Tensor, _Batch]:
+        def serve() -> tuple[Tensor, Tensor, Tensor]:
+            gamma, beta = self.affine()
+            axis = self.layout.channels[0]
+            result = kernel.training(self.x, gamma, beta, axis=axis, epsilon=self.epsilon, activation=self.activation)
+            divisor.append(result.divisor)
+            return result.y, result.mean, result.variance
+
+        def decline() -> tuple[Tensor, Tensor, Tensor]:
+            mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])
+            return self.inference(), mean, variance
+
+        divisor: list[str] = []
+        if isinstance(count, int):
+            usable = count > 1
+            y, mean, variance = serve()
+        else:
+            usable = count > 1
+            y, mean, variance = self.backend.cond(usable, serve, decline)
+        factor = moments.bessel(self.backend, count)
+        if divisor[0] == "sample":
+            return y, _Batch(mean, variance / factor, variance, usable)
+        return y, _Batch(mean, variance, variance * factor, usable)
+
+    def by_formula(
+        self,
+        weights: Tensor | None,
+        renormalization: renorm.Renorm | None,
+        virtual_batch_size: int | None,
+        adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        all_reduce: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, _Batch]:
+        backend, layout = self.backend, self.layout
+        x = backend.cast(self.x, self.dtype)
+        if weights is not None:
+            # Padding may hold NaN: it counts nowhere, and through 0 * NaN would still reach every gradient.
+            x = backend.where(backend.cast(weights, "bool") | backend.is_finite(x), x, 0 * weights)
+        if virtual_batch_size:
+            x, weights, layout = virtual.split(backend, x, weights, layout, virtual_batch_size)
+        mean, variance, count, present = moments.over(backend, x, layout, weights)
+        if all_reduce:
+            mean, variance, count, present = moments.merge_across(all_reduce, mean, variance, count, present)
+        batch = self.summary(layout, mean, variance, count, present)
+        if not (isinstance(present, int) and present > 1):
+            usable = backend.convert(present, like=x) > 1
+            old_mean, old_variance = (
+                layout.spread(backend, backend.cast(value, self.dtype)) for value in self.state[:2]
+            )
+            mean, variance = backend.where(usable, mean, old_mean), backend.where(usable, variance, old_variance)
+        r = d = None
+        if renormalization:
+            r, d = (layout.spread(backend, value) for value in self.corrections(batch, renormalization))
+        gamma, beta = (
+            None if value is None else layout.spread(backend, backend.cast(value, self.dtype)) for value in self.params
+        )
+        if not adjustment:
+            # (x * r + d) * gamma + beta as one scale and one offset
+            gamma, beta = renorm.composed(r, d, gamma, beta)
+            y = normalize.apply(backend, x, mean, variance, gamma, beta, self.epsilon)
+            y = virtual.join(backend, y, self.x) if virtual_batch_size else y
+        else:
+            y = normalize.apply(backend, x, mean, variance, r, d, self.epsilon)
+            y = virtual.join(backend, y, self.x) if virtual_batch_size else y
+            scale, offset = adjustment(tuple(backend.size(self.x, axis) for axis in range(self.layout.ndim)))
+            y = y * backend.cast(backend.convert(scale, like=x), self.dtype)
+            y = y + backend.cast(backend.convert(offset, like=x), self.dtype)
+            gamma, beta = map(self.spread, self.params)
+            y = y if gamma is None else y * gamma
+            y = y if beta is None else y + beta
+        return self.activate(y), batch
+
+    def summary(
+        self, layout: Layout, mean: Tensor, variance: Tensor, count: Tensor | int, present: Tensor | int
+    ) -> _Batch:
+        """What the whole batch says; of groups, their average by count, since each was normalized by itself."""
+        backend = self.backend
+        sample = variance * moments.bessel(backend, count)
+        usable = present > 1
+        if layout.groups:
+            weight = backend.where(backend.convert(usable, like=mean), count + 0.0 * mean, 0.0 * mean)
+            total = backend.sum(weight, layout.groups)
+            mean, variance, sample = (
+                moments.ratio(backend, backend.sum(value * weight, layout.groups), total)
+                for value in (mean, variance, sample)
+            )
+            usable = total > 0
+        like = self.state.moving_mean
+        if not isinstance(usable, bool):
+            usable = layout.gather(backend, usable & (0 * mean < 1), like)
+        return _Batch(*(layout.gather(backend, value, like) for value in (mean, variance, sample)), usable)
+
+    def corrections(self, batch: _Batch, renormalization: renorm.Renorm) -> tuple[Tensor, Tensor]:
+        """r and d of renorm; 1 and 0 where the moving statistics stand in for the batch's."""
+        backend = self.backend
+        r, d = renorm.corrections(
+            backend,
+            batch.mean,
+            backend.sqrt(batch.variance + self.epsilon),
+            backend.cast(self.state.renorm_mean, self.dtype),
+            backend.cast(self.state.renorm_stddev, self.dtype),
+            limits=renormalization.limits,
+            updates=self.state.updates,
+            epsilon=self.epsilon,
+        )
+        usable = backend.convert(batch.usable, like=r)
+        return backend.where(usable, r, 0.0 * r + 1), backend.where(usable, d, 0.0 * d)
