@@ -25,9 +25,7 @@ def test_our_layer_has_the_defaults_of_keras():
     keras = pytest.importorskip("keras")
     import evenkeel as ek
 
-    theirs, ours = (
-        defaults_of(layer.__init__) for layer in (keras.layers.BatchNormalization, ek.BatchNormalization)
-    )
+    theirs, ours = (defaults_of(layer.__init__) for layer in (keras.layers.BatchNormalization, ek.BatchNormalization))
     assert {name: ours[name] for name in theirs} == theirs
 
 

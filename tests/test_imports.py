@@ -23,7 +23,9 @@ def loaded_after(code, names=HEAVY):
     return printed(f"{code}\nimport sys; print(sorted(set({names}) & set(sys.modules)))")
 
 
-@pytest.mark.parametrize("code", ["import evenkeel", "import evenkeel.cli", "import evenkeel.functional", "import evenkeel.dialects"])
+@pytest.mark.parametrize(
+    "code", ["import evenkeel", "import evenkeel.cli", "import evenkeel.functional", "import evenkeel.dialects"]
+)
 def test_import_loads_no_framework(code):
     assert loaded_after(code) == "[]"
 

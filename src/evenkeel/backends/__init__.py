@@ -49,24 +49,36 @@ def of(value: Any) -> ModuleType:
 def primitives(name: str) -> ModuleType:
     """The `primitives` module of the library called `name`."""
     if name == "tensorflow":
-        from evenkeel.backends.tensorflow import primitives
-    elif name == "jax":
-        from evenkeel.backends.jax import primitives
-    elif name == "torch":
-        from evenkeel.backends.torch import primitives
-    else:
-        from evenkeel.backends.numpy import primitives
-    return primitives
+        import evenkeel.backends.tensorflow.primitives as tensorflow_primitives
+
+        return tensorflow_primitives
+    if name == "jax":
+        import evenkeel.backends.jax.primitives as jax_primitives
+
+        return jax_primitives
+    if name == "torch":
+        import evenkeel.backends.torch.primitives as torch_primitives
+
+        return torch_primitives
+    import evenkeel.backends.numpy.primitives as numpy_primitives
+
+    return numpy_primitives
 
 
 def kernels(name: str) -> ModuleType:
     """The `kernels` module of the library called `name`."""
     if name == "tensorflow":
-        from evenkeel.backends.tensorflow import kernels
-    elif name == "jax":
-        from evenkeel.backends.jax import kernels
-    elif name == "torch":
-        from evenkeel.backends.torch import kernels
-    else:
-        from evenkeel.backends.numpy import kernels
-    return kernels
+        import evenkeel.backends.tensorflow.kernels as tensorflow_kernels
+
+        return tensorflow_kernels
+    if name == "jax":
+        import evenkeel.backends.jax.kernels as jax_kernels
+
+        return jax_kernels
+    if name == "torch":
+        import evenkeel.backends.torch.kernels as torch_kernels
+
+        return torch_kernels
+    import evenkeel.backends.numpy.kernels as numpy_kernels
+
+    return numpy_kernels

@@ -2,7 +2,8 @@
 """What every array library here must offer, and what it may offer.
 
 `primitives.py` of each library has every name in `PRIMITIVES`; `functional/` writes the mathematics with them alone.
-`kernels.py` may serve a whole step faster: it is asked first with a `Request`, and answers with a reason when it cannot.
+`kernels.py` may serve a whole step faster: `supports(request)` is None, or the reason why it cannot; `training` and
+`inference` then do it.
 """
 
 from __future__ import annotations

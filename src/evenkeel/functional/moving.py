@@ -74,7 +74,7 @@ def updated(
     every later average contains it. So does a channel that is not `usable`.
     """
     mean, variance = backend.stop_gradient(mean), backend.stop_gradient(variance)
-    accepted = usable & backend.is_finite(mean) & backend.is_finite(variance)
+    accepted = usable & backend.is_finite(mean + variance)
     kept = kept_share(backend, average, momentum, state.updates, state.moving_mean)
     new = {"moving_mean": moved(backend, state.moving_mean, mean, kept, accepted)}
     if state.renorm_mean is None:
