@@ -128,6 +128,7 @@ class TorchBackend:
         return value.sum()
 
     def compile(self, function, how):
+        self.torch.compiler.reset()  # or the many cases of one test count as recompilations of one function
         return self.torch.compile(function, fullgraph=True)
 
 

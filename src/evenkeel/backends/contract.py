@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 Tensor = Any
 """A tensor of any of the libraries."""
@@ -60,12 +60,9 @@ class Normalized(NamedTuple):
     """What a training kernel returns.
 
     y: shape and type of `x`.
-    mean: shape `(channels,)`, float32 or wider.
-    variance: shape `(channels,)`, float32 or wider.
-    divisor: what the kernel divided the squares by, `"population"` (n) or `"sample"` (n - 1).
+    mean, variance: shape `(channels,)`, float32 or wider; the variance is the population's.
     """
 
     y: Tensor
     mean: Tensor
     variance: Tensor
-    divisor: Literal["population", "sample"]

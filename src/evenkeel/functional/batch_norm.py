@@ -129,7 +129,7 @@ def training_step(
         y, batch = call.by_formula(weights, renorm, virtual_batch_size, adjustment, all_reduce)
     new_state = moving.updated(
         call.backend,
-        state,
+        call.state,
         mean=batch.mean,
         variance=batch.sample_variance if bessel_correction else batch.variance,
         usable=batch.usable,
@@ -174,7 +174,12 @@ class _Call(NamedTuple):
         if "float" not in backend.dtype(x):
             x = backend.cast(x, dtype)
         layout = Layout.of(len(backend.shape(x)), axis)
-        return cls(backend, x, Parameters(*params), state, layout, epsilon, activation, dtype)
+
+        def ours(values: Iterable[Tensor | None]) -> Iterable[Tensor | None]:
+            return (None if value is None else backend.convert(value, like=x) for value in values)
+
+        params, state = Parameters(*ours(params)), moving.State(*ours(state))
+        return cls(backend, x, params, state, layout, epsilon, activation, dtype)
 
     def request(self, *, training: bool) -> Request:
         shape = self.backend.shape(self.x)
@@ -184,20 +189,22 @@ class _Call(NamedTuple):
         dtype = self.backend.dtype(self.x)
         return y if self.backend.dtype(y) == dtype else self.backend.cast(y, dtype)
 
-    def spread(self, parameter: Tensor | None) -> Tensor | None:
+    def wide(self, value: Tensor | float) -> Tensor:
+        return self.backend.cast(self.backend.convert(value, like=self.x), self.dtype)
+
+    def spread(self, parameter: Tensor | None, layout: Layout) -> Tensor | None:
         if parameter is None:
             return None
-        return self.layout.spread(self.backend, self.backend.cast(parameter, self.dtype))
+        return layout.spread(self.backend, self.backend.cast(parameter, self.dtype))
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """gamma and beta for a kernel, which wants both."""
-        like = self.backend.cast(self.state.moving_variance, self.dtype)
-        one, zero = 0 * like + 1, 0 * like
-        gamma, beta = self.params
-        return (
-            self.backend.stop_gradient(one) if gamma is None else self.backend.cast(gamma, self.dtype),
-            self.backend.stop_gradient(zero) if beta is None else self.backend.cast(beta, self.dtype),
+        backend, shape = self.backend, self.backend.shape(self.state.moving_mean)
+        gamma, beta = (
+            backend.broadcast_to(self.wide(default), shape) if value is None else backend.cast(value, self.dtype)
+            for value, default in zip(self.params, (1.0, 0.0), strict=True)
         )
+        return gamma, beta
 
     def activate(self, y: Tensor) -> Tensor:
         return y if self.activation is None else self.backend.relu(y)
@@ -208,45 +215,32 @@ class _Call(NamedTuple):
             self.request(training=False),
             "several channel axes" if len(self.layout.channels) > 1 else None,
         )
-        mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])
         if choice.kernel is not None:
             return choice.kernel.inference(
                 self.x,
                 *self.affine(),
-                mean,
-                variance,
+                *(self.backend.cast(value, self.dtype) for value in self.state[:2]),
                 axis=self.layout.channels[0],
                 epsilon=self.epsilon,
                 activation=self.activation,
             )
-        gamma, beta = map(self.spread, self.params)
         x = self.backend.cast(self.x, self.dtype)
-        mean, variance = self.spread(mean), self.spread(variance)
+        mean, variance, gamma, beta = (self.spread(value, self.layout) for value in (*self.state[:2], *self.params))
         return self.activate(normalize.apply(self.backend, x, mean, variance, gamma, beta, self.epsilon))
 
     def by_kernel(self, kernel: Any, count: Tensor | int) -> tuple[Tensor, _Batch]:
         def serve() -> tuple[Tensor, Tensor, Tensor]:
-            gamma, beta = self.affine()
             axis = self.layout.channels[0]
-            result = kernel.training(self.x, gamma, beta, axis=axis, epsilon=self.epsilon, activation=self.activation)
-            divisor.append(result.divisor)
-            return result.y, result.mean, result.variance
+            return kernel.training(self.x, *self.affine(), axis=axis, epsilon=self.epsilon, activation=self.activation)
 
         def decline() -> tuple[Tensor, Tensor, Tensor]:
             mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])
             return self.inference(), mean, variance
 
-        divisor: list[str] = []
-        if isinstance(count, int):
-            usable = count > 1
-            y, mean, variance = serve()
-        else:
-            usable = count > 1
-            y, mean, variance = self.backend.cond(usable, serve, decline)
-        factor = moments.bessel(self.backend, count)
-        if divisor[0] == "sample":
-            return y, _Batch(mean, variance / factor, variance, usable)
-        return y, _Batch(mean, variance, variance * factor, usable)
+        usable = count > 1
+        # A size that is known only when the graph runs may turn out to be too small for statistics.
+        y, mean, variance = serve() if isinstance(count, int) else self.backend.cond(usable, serve, decline)
+        return y, _Batch(mean, variance, variance * moments.bessel(self.backend, count), usable)
 
     def by_formula(
         self,
@@ -269,30 +263,24 @@ class _Call(NamedTuple):
         batch = self.summary(layout, mean, variance, count, present)
         if not (isinstance(present, int) and present > 1):
             usable = backend.convert(present, like=x) > 1
-            old_mean, old_variance = (
-                layout.spread(backend, backend.cast(value, self.dtype)) for value in self.state[:2]
-            )
+            old_mean, old_variance = (self.spread(value, layout) for value in self.state[:2])
             mean, variance = backend.where(usable, mean, old_mean), backend.where(usable, variance, old_variance)
         r = d = None
         if renormalization:
             r, d = (layout.spread(backend, value) for value in self.corrections(batch, renormalization))
-        gamma, beta = (
-            None if value is None else layout.spread(backend, backend.cast(value, self.dtype)) for value in self.params
-        )
+        gamma, beta = (self.spread(value, layout) for value in self.params)
         if not adjustment:
             # (x * r + d) * gamma + beta as one scale and one offset
-            gamma, beta = renorm.composed(r, d, gamma, beta)
-            y = normalize.apply(backend, x, mean, variance, gamma, beta, self.epsilon)
-            y = virtual.join(backend, y, self.x) if virtual_batch_size else y
-        else:
-            y = normalize.apply(backend, x, mean, variance, r, d, self.epsilon)
-            y = virtual.join(backend, y, self.x) if virtual_batch_size else y
+            r, d = renorm.composed(r, d, gamma, beta)
+        y = normalize.apply(backend, x, mean, variance, r, d, self.epsilon)
+        if virtual_batch_size:
+            y = virtual.join(backend, y, self.x)
+        if adjustment:
             scale, offset = adjustment(tuple(backend.size(self.x, axis) for axis in range(self.layout.ndim)))
-            y = y * backend.cast(backend.convert(scale, like=x), self.dtype)
-            y = y + backend.cast(backend.convert(offset, like=x), self.dtype)
-            gamma, beta = map(self.spread, self.params)
-            y = y if gamma is None else y * gamma
-            y = y if beta is None else y + beta
+            gamma, beta = (self.spread(value, self.layout) for value in self.params)
+            for factor, term in ((scale, offset), (gamma, beta)):
+                y = y if factor is None else y * self.wide(factor)
+                y = y if term is None else y + self.wide(term)
         return self.activate(y), batch
 
     def summary(
@@ -303,17 +291,21 @@ class _Call(NamedTuple):
         sample = variance * moments.bessel(backend, count)
         usable = present > 1
         if layout.groups:
-            weight = backend.where(backend.convert(usable, like=mean), count + 0.0 * mean, 0.0 * mean)
+            weight = backend.where(backend.convert(usable, like=mean), self.wide(count), self.wide(0.0))
+            weight = backend.broadcast_to(weight, [backend.size(mean, axis) for axis in range(layout.ndim)])
             total = backend.sum(weight, layout.groups)
             mean, variance, sample = (
                 moments.ratio(backend, backend.sum(value * weight, layout.groups), total)
                 for value in (mean, variance, sample)
             )
             usable = total > 0
-        like = self.state.moving_mean
         if not isinstance(usable, bool):
-            usable = layout.gather(backend, usable & (0 * mean < 1), like)
-        return _Batch(*(layout.gather(backend, value, like) for value in (mean, variance, sample)), usable)
+            usable = backend.broadcast_to(usable, backend.shape(mean))
+            usable = layout.gather(backend, usable, self.state.moving_mean)
+        mean, variance, sample = (
+            layout.gather(backend, value, self.state.moving_mean) for value in (mean, variance, sample)
+        )
+        return _Batch(mean, variance, sample, usable)
 
     def corrections(self, batch: _Batch, renormalization: renorm.Renorm) -> tuple[Tensor, Tensor]:
         """r and d of renorm; 1 and 0 where the moving statistics stand in for the batch's."""

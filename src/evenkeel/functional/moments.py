@@ -174,7 +174,10 @@ def merge_across(
     the deviations from it.
     """
     backend = backends.of(mean)
-    whole, everywhere = all_reduce(count + 0 * mean), all_reduce(present + 0 * mean)
+    count, present = (
+        backend.cast(backend.convert(value, like=mean), backend.dtype(mean)) for value in (count, present)
+    )
+    whole, everywhere = all_reduce(count), all_reduce(present)
     near = backend.stop_gradient(ratio(backend, all_reduce(mean * count), whole))
     away = mean - near
     left = ratio(backend, all_reduce(away * count), whole)

@@ -58,7 +58,7 @@ def training(
         `Normalized`, with the population variance.
     """
     y, mean, variance = _compiled(x, gamma, beta, axis, epsilon, activation)
-    return Normalized(y, mean, variance, "population")
+    return Normalized(y, mean, variance)
 
 
 @partial(jax.jit, static_argnames=("axis", "epsilon", "activation"))

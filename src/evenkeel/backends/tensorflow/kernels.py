@@ -63,7 +63,7 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
         # In NumPy, where it costs less than five eager operations.
         if _trusted(mean.numpy(), variance.numpy(), np.float32(math.prod(x.shape[:-1]))).all():
             # The operation's own gradient is that of y alone.
-            return Normalized(_activate(y, activation), mean, variance, "population")
+            return Normalized(_activate(y, activation), mean, variance)
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):
@@ -88,7 +88,7 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
         return (y, mean, variance), backward
 
     y, mean, variance = normalize(x, gamma, beta)
-    return Normalized(y, tf.stop_gradient(mean), tf.stop_gradient(variance), "population")
+    return Normalized(y, tf.stop_gradient(mean), tf.stop_gradient(variance))
 
 
 def inference(x, gamma, beta, mean, variance, *, axis: int, epsilon: float, activation: str | None):

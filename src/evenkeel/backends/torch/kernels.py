@@ -47,12 +47,12 @@ def training(
         activation: `"relu"` or None.
 
     Returns:
-        `Normalized`, with the population variance. Neither statistic carries a gradient.
+        `Normalized`. Neither statistic carries a gradient.
     """
     folded, shape, place = _fold(x, axis)
     step = _traced if torch.compiler.is_compiling() or x.is_meta else _Step.apply
     y, mean, variance = step(folded, gamma, beta, epsilon)
-    return Normalized(_finish(y, activation).view(shape).movedim(place, axis), mean, variance, "population")
+    return Normalized(_finish(y, activation).view(shape).movedim(place, axis), mean, variance)
 
 
 def inference(
