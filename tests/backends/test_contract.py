@@ -85,6 +85,10 @@ def test_rows_are_padded_with_zeros(backend, primitives):
     np.testing.assert_array_equal(got, [[1] * 3, [1] * 3, [0] * 3, [0] * 3])
 
 
+def test_largest(backend, primitives):
+    assert int(backend.numpy(primitives.largest(backend.array(np.array([3, 9, 4], "int32"))))) == 9
+
+
 @pytest.mark.parametrize("condition", [True, False])
 def test_where_and_cond(backend, primitives, condition):
     one, two = (backend.array(np.float32(value)) for value in (1, 2))

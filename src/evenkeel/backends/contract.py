@@ -23,6 +23,7 @@ PRIMITIVES = (
     "convert",
     "dtype",
     "is_finite",
+    "largest",
     "maximum",
     "minimum",
     "pad_rows",

@@ -11,7 +11,7 @@ from evenkeel.backends.contract import Tensor
 from evenkeel.errors import RenormLimitError
 
 Limit = float | Tensor | Callable[[Tensor], Tensor] | None
-"""A number, a scalar tensor, or a function of the number of updates so far."""
+"""A number, a scalar tensor, or a function of the number of updates so far, which is a scalar integer tensor."""
 
 
 class Limits(NamedTuple):
@@ -98,9 +98,9 @@ def corrections(
 
 
 def _now(backend: Any, limit: Limit, updates: Tensor | None, like: Tensor) -> Tensor:
-    if not callable(limit):
-        return backend.convert(limit, like=like)
-    return backend.convert(limit(updates), like=like)
+    # Channels differ in their updates only where a bad batch left some out; the schedule is that of the others.
+    value = limit(backend.largest(updates)) if callable(limit) else limit
+    return backend.convert(value, like=like)
 
 
 def composed(

@@ -31,7 +31,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         center, scale: have beta, have gamma.
         renorm: batch renormalization, without limits unless `renorm_clipping` gives some.
         renorm_clipping: `rmin`, `rmax`, `dmax`, each a number or a function of the number of updates so far, such as a
-            `keras.optimizers.schedules.LearningRateSchedule`.
+            `keras.optimizers.schedules.LearningRateSchedule`; it is given the numbers of all channels at once.
         renorm_momentum: share of the old renorm statistics that is kept.
         synchronized: statistics of all replicas of a `tf.distribute` strategy (TensorFlow only).
         virtual_batch_size: in training, normalize groups of so many rows each by itself; any batch size.
@@ -50,6 +50,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         mask: False removes a value from the statistics; any shape that broadcasts against the input, or that of the
             input without the channels.
         sample_weight: how much each value counts; shapes as for `mask`.
+        inputs_mask: the mask that came with the inputs, if `mask` is not given; Keras fills it in.
 
     Weights, in order: gamma, beta, moving_mean, moving_variance; with renorm moving_stddev, renorm_mean,
     renorm_stddev; with an average or a schedule that counts, updates.
@@ -117,10 +118,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         self.axis = list(axes) if isinstance(axis, list | tuple) else axes[0]
         self.renorm = renorm
-        self.renorm_clipping = renorm_clipping
-        self._limits = Limits.of(renorm_clipping)
+        self.renorm_clipping = renorm_clipping or {} if renorm else renorm_clipping  # as Keras has it
+        self._limits = Limits(*map(_elementwise, Limits.of(renorm_clipping)))
         if virtual_batch_size is not None:
-            arguments.positive_integer("virtual_batch_size", virtual_batch_size)
+            virtual_batch_size = arguments.positive_integer("virtual_batch_size", virtual_batch_size)
+            _check_rows_are_free(axis, axes)
         self.virtual_batch_size = virtual_batch_size
         if adjustment is not None and not callable(adjustment):
             raise ArgumentError(f"adjustment={adjustment!r} is not a function; give one of the shape of the input")
@@ -136,8 +138,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         shape = layout.parameter_shape(input_shape)
         if None in shape:
             raise ArgumentError(f"input has shape {input_shape}, whose axis {self.axis} is unknown; give its size")
-        if self.virtual_batch_size and 0 in layout.channels:
-            raise ArgumentError(f"axis={self.axis} has axis 0, which virtual_batch_size splits; give other axes")
+        if self.virtual_batch_size:
+            _check_rows_are_free(self.axis, layout.channels)
         if self.scale:
             self.gamma = self._weight(
                 "gamma", shape, self.gamma_initializer, True, self.gamma_regularizer, self.gamma_constraint
@@ -187,7 +189,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             autocast=False,
         )
 
-    def call(self, inputs: Any, training: Any = None, mask: Any = None, sample_weight: Any = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: Any = None,
+        mask: Any = None,
+        sample_weight: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        # Beside another tensor, Keras hands the mask that came with the inputs over under this name.
+        mask = inputs_mask if mask is None else mask
         mode = modes.mode(training=bool(training), trainable=self.trainable, frozen=self.frozen)
         params = Parameters(*map(_value, (self.gamma, self.beta)))
         variables = moving.State(*(getattr(self, name) for name in moving.State._fields))
@@ -230,7 +241,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         }
         return {
             **super().get_config(),
-            "renorm_clipping": limits or self.renorm_clipping,
+            "axis": list(self.axis) if isinstance(self.axis, list) else self.axis,
+            "renorm_clipping": None if self.renorm_clipping is None else limits,
             "virtual_batch_size": self.virtual_batch_size,
             "adjustment": keras.saving.serialize_keras_object(self.adjustment),
             "average": self.average,
@@ -244,18 +256,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """The layer of a configuration: its own, Keras 3's, or one that tf.keras 1.x or 2.x wrote.
 
         tf.keras stored `axis` as a list, counted with the extra dimension of virtual batches, and `fused=True` made it
-        keep the sample variance.
+        keep the sample variance. Version 1 stored types with initializers, and version 2 its own kind of policy.
         """
-        config = dict(config)
-        axis = config.get("axis", -1)
-        if "bessel_correction" not in config:  # not our own
-            if isinstance(axis, list | tuple):
-                if config.get("virtual_batch_size"):
-                    axis = [item - 1 if item > 0 else item for item in axis]
-                config["axis"] = axis[0] if len(axis) == 1 else axis
-            config["bessel_correction"] = bool(config.pop("fused", None))
-        for name in ("adjustment",):
-            config[name] = keras.saving.deserialize_keras_object(config.get(name))
+        config = dict(config) if "bessel_correction" in config else _translated(config)
+        config["adjustment"] = keras.saving.deserialize_keras_object(config.get("adjustment"))
         if config.get("renorm_clipping"):
             config["renorm_clipping"] = {
                 name: keras.saving.deserialize_keras_object(limit) if isinstance(limit, dict) else limit
@@ -264,10 +268,51 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return cls(**config)
 
 
+def _check_rows_are_free(axis: Any, axes: tuple[int, ...]) -> None:
+    if 0 in axes:
+        raise ArgumentError(f"axis={axis} has axis 0, which virtual_batch_size splits; give other axes")
+
+
+def _elementwise(limit: Any) -> Any:
+    # Workaround: on torch, PiecewiseConstantDecay of Keras 3.15.1 adds in place to a scalar, so takes no other shape.
+    if type(limit) is not keras.optimizers.schedules.PiecewiseConstantDecay:
+        return limit
+
+    def piecewise(updates: Any) -> Any:
+        value = limit.values[-1]
+        for boundary, before in zip(reversed(limit.boundaries), reversed(limit.values[:-1]), strict=True):
+            value = keras.ops.where(keras.ops.less_equal(updates, boundary), before, value)
+        return value
+
+    return piecewise
+
+
 def _value(variable: Any) -> Any:
-    return None if variable is None else keras.ops.convert_to_tensor(variable)
+    # Of a variable itself, TensorFlow's conversion gives back the variable, whose dtype is a string.
+    return None if variable is None else keras.ops.convert_to_tensor(variable.value)
 
 
 def _again(initializer: Any) -> Any:
     """A copy that draws the same numbers once more."""
     return initializer.clone() if hasattr(initializer, "clone") else initializer
+
+
+def _translated(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of Keras 3 or of tf.keras in our words."""
+    config = dict(config)
+    axis = config.get("axis", -1)
+    if isinstance(axis, list | tuple):
+        if config.get("virtual_batch_size"):
+            axis = [item - 1 if item > 0 else item for item in axis]
+        config["axis"] = axis[0] if len(axis) == 1 else list(axis)
+    config["bessel_correction"] = bool(config.pop("fused", None))
+    if (shape := config.pop("batch_input_shape", None)) is not None:
+        config["input_shape"] = tuple(shape[1:])
+    policy = config.get("dtype")
+    if isinstance(policy, dict) and policy["class_name"] == "Policy":
+        config["dtype"] = policy["config"]["name"]
+    for name, value in config.items():
+        if name.endswith("_initializer") and isinstance(value, dict) and "module" not in value:
+            kept = {key: item for key, item in value["config"].items() if key != "dtype"}
+            config[name] = {**value, "config": kept}
+    return config

@@ -10,6 +10,7 @@ NAME = "jax"
 
 broadcast_to = jnp.broadcast_to
 is_finite = jnp.isfinite
+largest = jnp.max
 maximum = jnp.maximum
 minimum = jnp.minimum
 relu = jax.nn.relu

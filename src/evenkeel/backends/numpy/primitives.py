@@ -9,6 +9,7 @@ NAME = "numpy"
 
 broadcast_to = np.broadcast_to
 is_finite = np.isfinite
+largest = np.max
 maximum = np.maximum
 minimum = np.minimum
 reshape = np.reshape

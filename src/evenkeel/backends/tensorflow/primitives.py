@@ -10,6 +10,7 @@ NAME = "tensorflow"
 broadcast_to = tf.broadcast_to
 cast = tf.cast
 is_finite = tf.math.is_finite
+largest = tf.reduce_max
 maximum = tf.maximum
 minimum = tf.minimum
 relu = tf.nn.relu

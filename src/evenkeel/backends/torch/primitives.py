@@ -9,6 +9,7 @@ NAME = "torch"
 
 broadcast_to = torch.broadcast_to
 is_finite = torch.isfinite
+largest = torch.max
 relu = torch.relu
 reshape = torch.reshape
 rsqrt = torch.rsqrt

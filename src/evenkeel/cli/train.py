@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evenkeel train`: how well a small network with batch norm learns to read, in both phases."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evenkeel.errors import ArgumentError, InputError, MissingLibraryError
+
+if TYPE_CHECKING:
+    import keras
+
+    from evenkeel.workloads.data import Dataset
+
+HELP = "Train a small network with batch norm on handwritten digits, and show that what it saves predicts the same."
+
+MODEL, HISTORY, CURVES = "model.keras", "history.json", "curves.png"
+HEADER = "epoch   train loss   train accuracy   test loss   test accuracy"
+
+
+class Settings(NamedTuple):
+    """What decides every number of a run; `--resume` asks for the same again."""
+
+    model: str
+    data: str
+    backend: str
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    renorm: bool
+    virtual_batch_size: int | None
+    seed: int
+
+
+class Row(NamedTuple):
+    """How well the network does after an epoch.
+
+    train: the images it learned from, in the training phase: each batch normalized with its own statistics.
+    test: the others, in the inference phase: normalized with the moving statistics.
+    loss: mean softmax cross-entropy, in nats.
+    accuracy: share of the images read right, in [0, 1].
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+class Saved(NamedTuple):
+    """A run as its folder keeps it, in `history.json`.
+
+    settings: of the run.
+    checkpoint: name of the file beside it that has the network and its optimizer after the last of `epochs`.
+    epochs: a row each, from the first on.
+    """
+
+    settings: Settings
+    checkpoint: str
+    epochs: list[Row]
+
+
+def run(
+    model: Annotated[Literal["mlp", "convnet", "resnet"], typer.Option(help="The network.")] = "mlp",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the four IDX files of MNIST; without it, scikit-learn's digits.")
+    ] = None,
+    backend: Annotated[
+        Literal["tensorflow", "jax", "torch"], typer.Option(help="What Keras computes with.", envvar="KERAS_BACKEND")
+    ] = "tensorflow",
+    epochs: Annotated[int, typer.Option(help="Times through the training images.", min=1)] = 20,
+    batch_size: Annotated[int, typer.Option(help="Images a step.", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of plain gradient descent.", min=0)] = 0.1,
+    momentum: Annotated[
+        float, typer.Option(help="Share of the moving statistics that a step keeps.", min=0, max=1)
+    ] = 0.9,
+    renorm: Annotated[bool, typer.Option("--renorm", help="Batch renormalization.")] = False,
+    virtual_batch_size: Annotated[
+        int | None, typer.Option(help="Normalize groups of so many images, each by itself.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, the first weights, the order.", min=0, max=2**32 - 1)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the model, its history, its curves.")] = Path("evenkeel-train"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run in that folder first.")] = False,
+) -> None:
+    """Train, save after every epoch, and predict once more with what was saved.
+
+    Raises:
+        EvenkeelError: the data, the folder or an option cannot be used.
+        typer.Exit: with code 1, where the saved model does not predict the same.
+    """
+    settings = Settings(
+        model=model,
+        data="digits" if data is None else str(data.resolve()),
+        backend=backend,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        renorm=renorm,
+        virtual_batch_size=virtual_batch_size,
+        seed=seed,
+    )
+    if resume and overwrite:
+        raise ArgumentError("--resume and --overwrite were given; give one of them")
+    saved = _previous(out, settings, epochs) if resume else _nothing_yet(out, settings, overwrite=overwrite)
+    dataset = _dataset(data, seed)
+    _import_keras(backend)
+    if resume:
+        network = _load(out / saved.checkpoint)
+    else:
+        network = _new(settings, dataset)
+        _clear(out)
+        _save(out, network, saved)
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(HEADER)
+    for row in saved.epochs:
+        console.print(_line(row))
+    try:
+        with _progress(console) as progress:
+            steps = math.ceil(len(dataset.train_labels) / batch_size)
+            bar = progress.add_task("training", total=epochs * steps, completed=len(saved.epochs) * steps)
+            advance = functools.partial(progress.advance, bar)
+            remaining = range(len(saved.epochs) + 1, epochs + 1)
+            for row in _epochs(remaining, network, dataset, settings, after_step=advance):
+                saved = Saved(settings, f"checkpoint-{row.epoch}.keras", [*saved.epochs, row])
+                _save(out, network, saved)
+                console.print(_line(row))
+        _save(out, network, saved._replace(checkpoint=MODEL))
+        _plot(out, saved.epochs)
+        console.print(f"{out} has {MODEL}, {HISTORY} and {CURVES}.")
+        _compare(console, network, out / MODEL, dataset.test_images, settings)
+    except KeyboardInterrupt:
+        done = f"{out} has {len(saved.epochs)} of {epochs} epochs"
+        raise KeyboardInterrupt(f"{done}; the same command with --resume goes on") from None
+
+
+# The folder of a run.
+
+
+def _nothing_yet(out: Path, settings: Settings, *, overwrite: bool) -> Saved:
+    """A run without epochs, if it may be written to `out`."""
+    if not overwrite and (present := _files(out)):
+        names = ", ".join(path.name for path in present)
+        raise InputError(f"{out} already has {names}; give --resume, --overwrite or another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made a folder ({error.strerror}); give another --out") from error
+    return Saved(settings, "checkpoint-0.keras", [])
+
+
+def _previous(out: Path, settings: Settings, epochs: int) -> Saved:
+    """The run in `out`, if it can go on under `settings` until it has `epochs`."""
+    path = out / HISTORY
+    if not path.exists():
+        raise InputError(f"{out} has no {HISTORY}, so no run to go on with; leave --resume out or give another --out")
+    try:
+        content = json.loads(path.read_text())
+        saved = Saved(Settings(**content["settings"]), content["checkpoint"], [Row(**row) for row in content["epochs"]])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}); start again with --overwrite") from error
+    differing = [
+        f"--{name.replace('_', '-')} was {then} and now is {now}"
+        for name, then, now in zip(Settings._fields, saved.settings, settings, strict=True)
+        if then != now
+    ]
+    if differing:
+        raise InputError(f"{out}: {', '.join(differing)}; --resume needs the same settings")
+    if len(saved.epochs) > epochs:
+        raise InputError(f"{out} has {len(saved.epochs)} epochs, and {epochs} were asked; give more --epochs")
+    return saved
+
+
+def _files(out: Path) -> list[Path]:
+    """What earlier runs left in `out`."""
+    return [path for path in (out / HISTORY, out / MODEL, out / CURVES) if path.exists()] + _checkpoints(out)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return sorted(out.glob("checkpoint-*.keras"))
+
+
+def _clear(out: Path) -> None:
+    for path in _files(out):
+        path.unlink()
+
+
+def _save(out: Path, network: keras.Model, saved: Saved) -> None:
+    """Write the network, then the history that names it, then remove older ones: the folder is whole at any moment."""
+    with _replacing(out / saved.checkpoint) as path:
+        network.save(path)
+    content = {
+        "settings": saved.settings._asdict(),
+        "checkpoint": saved.checkpoint,
+        "epochs": [row._asdict() for row in saved.epochs],
+    }
+    with _replacing(out / HISTORY) as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    for path in _checkpoints(out):
+        if path.name != saved.checkpoint:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes the place of `path` when all went well."""
+    partial = path.with_name(f"partial-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# Data, network, training.
+
+
+def _dataset(folder: Path | None, seed: int) -> Dataset:
+    from evenkeel.workloads.data import digits, mnist
+
+    return digits(seed=seed) if folder is None else mnist(folder)
+
+
+def _import_keras(backend: str) -> None:
+    """Import Keras for `backend`.
+
+    Raises:
+        MissingLibraryError: Keras, what it computes with, or Matplotlib is not installed.
+    """
+    for library, extra in ((backend, backend), ("keras", "train"), ("matplotlib", "train")):
+        if importlib.util.find_spec(library) is None:
+            raise MissingLibraryError(f'{library} is not installed; pip install "evenkeel[{extra}]"')
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _quiet():
+        import evenkeel.workloads.models  # noqa: F401
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what is written to file descriptor 2: TensorFlow 2.21 talks about oneDNN there when it is imported."""
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(nowhere)
+        os.close(stderr)
+
+
+def _new(settings: Settings, dataset: Dataset) -> keras.Model:
+    """An untrained network; the settings decide its weights."""
+    import keras
+
+    from evenkeel import BatchNormalization
+    from evenkeel.workloads import models
+    from evenkeel.workloads.data import CLASSES
+
+    normalization = functools.partial(
+        BatchNormalization,
+        momentum=settings.momentum,
+        renorm=settings.renorm,
+        renorm_momentum=settings.momentum,
+        virtual_batch_size=settings.virtual_batch_size,
+    )
+    with _quiet():  # Keras seeds TensorFlow too, where it is installed, and for that imports it
+        keras.utils.set_random_seed(settings.seed)
+    network = getattr(models, settings.model)(dataset.train_images.shape[1:], CLASSES, normalization)
+    _compile(network, optimizer=keras.optimizers.SGD(settings.learning_rate))
+    return network
+
+
+def _load(path: Path) -> keras.Model:
+    import keras
+
+    import evenkeel.layers.keras  # noqa: F401  (registers the layer)
+
+    try:
+        return keras.saving.load_model(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} cannot be loaded ({reason}); start again with --overwrite") from error
+
+
+def _compile(network: keras.Model, **arguments: Any) -> None:
+    import keras
+
+    network.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        **arguments,
+    )
+
+
+def _epochs(
+    numbers: range, network: keras.Model, dataset: Dataset, settings: Settings, *, after_step: Callable[[], None]
+) -> Iterator[Row]:
+    """Train `network`, epoch after epoch. Each depends on the weights, the seed and its own number alone."""
+    import keras
+
+    from evenkeel.workloads.models import InTrainingPhase
+
+    in_training_phase = InTrainingPhase(network)
+    _compile(in_training_phase)
+    callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: after_step())]
+    batches = {"batch_size": settings.batch_size, "verbose": 0}
+    for epoch in numbers:
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(dataset.train_labels))
+        images, labels = dataset.train_images[order], dataset.train_labels[order]
+        network.fit(images, labels, shuffle=False, callbacks=callbacks, **batches)
+        train = in_training_phase.evaluate(images, labels, return_dict=True, **batches)
+        test = network.evaluate(dataset.test_images, dataset.test_labels, return_dict=True, **batches)
+        row = Row(epoch, *(float(part[name]) for part in (train, test) for name in ("loss", "accuracy")))
+        if not math.isfinite(row.train_loss + row.test_loss):
+            raise ArgumentError(
+                f"--learning-rate {settings.learning_rate} led to losses of {row.train_loss} and {row.test_loss} "
+                f"in epoch {epoch}; give a smaller one"
+            )
+        yield row
+
+
+# What is shown.
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.epoch:5}   {row.train_loss:10.4f}   {row.train_accuracy:14.4f}   "
+        f"{row.test_loss:9.4f}   {row.test_accuracy:13.4f}"
+    )
+
+
+def _plot(out: Path, rows: list[Row]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row.epoch for row in rows]
+    left.plot(epochs, [row.train_loss for row in rows], marker=".", label="training phase, train images")
+    left.plot(epochs, [row.test_loss for row in rows], marker=".", label="inference phase, test images")
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
+    right.plot(epochs, [row.train_accuracy for row in rows], marker=".", label="training phase, train images")
+    right.plot(epochs, [row.test_accuracy for row in rows], marker=".", label="inference phase, test images")
+    right.set(xlabel="epoch", ylabel="share read right", title="Accuracy")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with _replacing(out / CURVES) as path:
+        figure.savefig(path)
+
+
+def _compare(console: Console, network: keras.Model, path: Path, images: np.ndarray, settings: Settings) -> None:
+    """Predict with the network in memory and with `path` in a fresh process, and say whether any bit differs."""
+    here = network.predict(images, batch_size=settings.batch_size, verbose=0)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        there = fresh.submit(_predictions, path, images, settings).result()
+    if here.tobytes() != there.tobytes():
+        difference = np.abs(here - there).max()
+        print(f"evenkeel: {path} in a fresh process predicts logits up to {difference:.2g} apart", file=sys.stderr)
+        raise typer.Exit(1)
+    console.print(f"A fresh process loaded {path.name}: its {len(images)} predictions are identical, bit for bit.")
+
+
+def _predictions(path: Path, images: np.ndarray, settings: Settings) -> np.ndarray:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    _import_keras(settings.backend)
+    return _load(path).predict(images, batch_size=settings.batch_size, verbose=0)
