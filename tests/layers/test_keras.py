@@ -115,6 +115,12 @@ def test_axis_in_the_configuration_is_what_was_given(axis):
     assert Ours.from_config(config).get_config() == config
 
 
+def test_a_configuration_is_not_the_layer_s_own():
+    layer = Ours(axis=[1, 2])
+    layer.get_config()["axis"].append(0)
+    assert layer.get_config()["axis"] == [1, 2]
+
+
 # Masks and weights.
 
 FITTING = {

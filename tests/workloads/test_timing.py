@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics, turns, bytes and memory, without any framework."""
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evenkeel.workloads import timing
 from evenkeel.workloads.timing import FEWEST_ROUNDS, SHORTEST, Quartiles
+
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 class Clock:
@@ -138,3 +144,20 @@ def test_peak_memory_is_that_of_the_call(peak_memory, megabytes):
 def test_what_was_there_before_does_not_count(peak_memory):
     held = np.ones(80 << 20, np.uint8)
     assert peak_memory(lambda: held[0]) < 4 << 20
+
+
+def test_what_glibc_kept_of_earlier_calls_counts_all_the_same(peak_memory):
+    code = """
+import threading, numpy as np
+from evenkeel.workloads import timing
+timing.keep_no_memory()
+def call():
+    thread = threading.Thread(target=lambda: [np.ones(8 << 20, np.uint8) for _ in range(2)])
+    thread.start()
+    thread.join()
+call()
+print(timing.peak_memory(call) / 2**20)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(process.stdout) == pytest.approx(16, abs=2)
