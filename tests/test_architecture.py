@@ -130,8 +130,6 @@ def test_only_public_names_of_other_libraries(module):
 def test_a_module_says_its_licence_and_its_question(module):
     source = MODULES[module].read_text()
     assert source.startswith("# SPDX-License-Identifier: Apache-2.0\n")
-    assert (
-        MODULES[module].parent.parent.name == "backends"
-        and source.count("\n") == 1
-        or ast.get_docstring(ast.parse(source))
+    assert (MODULES[module].parent.parent.name == "backends" and source.count("\n") == 1) or ast.get_docstring(
+        ast.parse(source)
     )

@@ -69,10 +69,13 @@ def axes(value: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
         >>> axes(-1), axes([1, 2])
         ((-1,), (1, 2))
     """
+    given = tuple(value) if isinstance(value, Iterable) else (value,)
     try:
-        result = tuple(map(operator.index, value if isinstance(value, Iterable) else [value]))
+        result = tuple(map(operator.index, given))
     except TypeError:
-        raise AxisError(f"axis={value!r} is not an integer; give an integer or a list of integers") from None
+        result = (True,)
+    if any(isinstance(item, bool) for item in (*given, *result)):
+        raise AxisError(f"axis={value!r} is not an integer; give an integer or a list of integers")
     if not result:
         raise AxisError(f"axis={value!r} names no axis; give at least one")
     if len(set(result)) < len(result):

@@ -5,13 +5,14 @@ Its numbers are those of the formula: `tests/functional/test_batch_norm.py` runs
 """
 
 import numpy as np
-import oracle
 import pytest
 
 import evenkeel as ek
 from evenkeel import backends
 from evenkeel.backends.contract import Request
 from evenkeel.functional.choice import choose
+
+import oracle
 
 X = np.random.default_rng(0).normal(1, 2, (6, 4, 3)).astype("float32")
 

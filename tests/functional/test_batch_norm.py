@@ -473,6 +473,39 @@ def test_compiled(backend, path, name, compiler):
     check_state(backend, state, ek.State(*new), x, mean, variance, total[0], 0.0)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 7])
+def test_a_number_of_rows_known_only_when_the_graph_runs(backend, path, rows):
+    if backend.name != "tensorflow":
+        pytest.skip(f"{backend.name} knows its shapes while it traces")
+    tf = backend.tf
+    state, x = start(backend, 3), np.random.default_rng(12).normal(5, 2, (rows, 3)).astype("float32")
+    graph = tf.function(
+        lambda x: ek.batch_norm(x, ek.Parameters(), state, training=True, momentum=0.0),
+        input_signature=[tf.TensorSpec([None, 3])],
+    )
+    y, new = graph(x)
+    usable = rows > 1
+    mean, variance, _ = oracle.moments(x) if usable else (*map(backend.numpy, state[:2]), None)
+    np.testing.assert_allclose(y, oracle.normalize(x, mean, variance), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new.moving_variance, variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{}, {"gamma": 2.0}, {"beta": 2.0}], ids=["neither", "no beta", "no gamma"])
+def test_gradients_without_gamma_or_beta(differentiable, path, given):
+    backend = differentiable
+    x = hard_data.FINITE["dense"].x
+    dy = np.random.default_rng(13).normal(size=x.shape).astype("float32")
+    params = {name: backend.array(np.full(7, value, "float32")) for name, value in given.items()}
+
+    def loss(x):
+        y, _ = ek.batch_norm(x, ek.Parameters(**params), start(backend, 7), training=True)
+        return backend.sum(y * backend.array(dy))
+
+    (dx,) = backend.gradients(loss, backend.array(x))
+    expected, _, _ = oracle.gradients(x, dy, np.full(7, given.get("gamma", 1.0)))
+    np.testing.assert_allclose(backend.numpy(dx), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_axis(backend):
     with pytest.raises(AxisError, match="axis=2 is out of range for an input of 2 dimensions"):
         ek.batch_norm(

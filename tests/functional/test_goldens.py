@@ -9,10 +9,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GOLDENS, NAME
 
 import evenkeel as ek
 from evenkeel.functional.renorm import Limits, Renorm
+
+from conftest import GOLDENS, NAME
 
 BASE = {"float32": 3e-6, "float64": 1e-12}
 FLOOR = {"float32": 1e-9, "float64": 1e-14}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`synchronized=True` under a real MirroredStrategy of two replicas, in a process of its own: devices are made at its start."""
+"""`synchronized=True` under a real MirroredStrategy of two replicas, in a process of its own."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import NAME
 
 pytestmark = pytest.mark.skipif(NAME != "tensorflow", reason="as in Keras, only TensorFlow synchronizes")

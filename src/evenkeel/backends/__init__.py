@@ -14,11 +14,12 @@ from evenkeel.errors import UnknownTensorError
 
 __all__ = ["NAMES", "kernels", "of", "primitives"]
 
-# How each library knows its own. Tracers and symbolic tensors answer as tensors do.
+# How each library knows its own. Tracers and symbolic tensors answer as tensors do. PyTorch is asked first: its compiler
+# follows that question, and not TensorFlow's.
 _OWNS: dict[str, Callable[[ModuleType, Any], bool]] = {
+    "torch": lambda torch, value: isinstance(value, torch.Tensor),
     "tensorflow": lambda tensorflow, value: tensorflow.is_tensor(value),
     "jax": lambda jax, value: isinstance(value, jax.Array),
-    "torch": lambda torch, value: isinstance(value, torch.Tensor),
     "numpy": lambda _, value: isinstance(value, np.ndarray | np.generic | list | tuple | int | float),
 }
 NAMES = tuple(_OWNS)

@@ -87,7 +87,7 @@ def run(
     backend: Annotated[
         Literal["tensorflow", "jax", "torch"], typer.Option(help="What Keras computes with.", envvar="KERAS_BACKEND")
     ] = "tensorflow",
-    epochs: Annotated[int, typer.Option(help="Times through the training images.", min=1)] = 20,
+    epochs: Annotated[int, typer.Option(help="Times through the training images.", min=1)] = 30,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of plain gradient descent.", min=0)] = 0.1,
     momentum: Annotated[
@@ -197,7 +197,8 @@ def _files(out: Path) -> list[Path]:
 
 
 def _checkpoints(out: Path) -> list[Path]:
-    return sorted(out.glob("checkpoint-*.keras"))
+    """With those that a killed process left half written."""
+    return sorted(out.glob("*checkpoint-*.keras"))
 
 
 def _clear(out: Path) -> None:
@@ -369,6 +370,7 @@ def _plot(out: Path, rows: list[Row]) -> None:
     right.plot(epochs, [row.test_accuracy for row in rows], marker=".", label="inference phase, test images")
     right.set(xlabel="epoch", ylabel="share read right", title="Accuracy")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     with _replacing(out / CURVES) as path:

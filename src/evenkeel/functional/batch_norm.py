@@ -231,7 +231,10 @@ class _Call(NamedTuple):
     def by_kernel(self, kernel: Any, count: Tensor | int) -> tuple[Tensor, _Batch]:
         def serve() -> tuple[Tensor, Tensor, Tensor]:
             axis = self.layout.channels[0]
-            return kernel.training(self.x, *self.affine(), axis=axis, epsilon=self.epsilon, activation=self.activation)
+            # A plain tuple, as `decline` gives: tf.cond tells the two kinds apart.
+            return tuple(
+                kernel.training(self.x, *self.affine(), axis=axis, epsilon=self.epsilon, activation=self.activation)
+            )
 
         def decline() -> tuple[Tensor, Tensor, Tensor]:
             mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])

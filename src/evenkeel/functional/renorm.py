@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 from evenkeel import arguments
 from evenkeel.backends.contract import Tensor
-from evenkeel.errors import RenormLimitError
+from evenkeel.errors import ArgumentError, RenormLimitError
 
 Limit = float | Tensor | Callable[[Tensor], Tensor] | None
 """A number, a scalar tensor, or a function of the number of updates so far, which is a scalar integer tensor."""
@@ -40,13 +41,13 @@ class Limits(NamedTuple):
         if unknown := set(given) - set(cls._fields):
             raise RenormLimitError(f"renorm limits have unknown keys {sorted(unknown)}; give some of {cls._fields}")
         limits = cls(**given)
-        for name, value in limits._asdict().items():
-            if isinstance(value, int | float):
-                try:
-                    arguments.number(name, value, low=0)
-                except arguments.ArgumentError as error:
-                    raise RenormLimitError(f"renorm limits: {error}") from None
-        if isinstance(limits.rmin, int | float) and isinstance(limits.rmax, int | float) and limits.rmin > limits.rmax:
+        numbers = {name: value for name, value in limits._asdict().items() if isinstance(value, Real | str)}
+        for name, value in numbers.items():
+            try:
+                arguments.number(name, value, low=0)
+            except ArgumentError as error:
+                raise RenormLimitError(f"renorm limits: {error}") from None
+        if {"rmin", "rmax"} <= set(numbers) and limits.rmin > limits.rmax:
             raise RenormLimitError(
                 f"renorm limits leave nothing between rmin={limits.rmin} and rmax={limits.rmax}; give rmin <= rmax"
             )

@@ -31,7 +31,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         center, scale: have beta, have gamma.
         renorm: batch renormalization, without limits unless `renorm_clipping` gives some.
         renorm_clipping: `rmin`, `rmax`, `dmax`, each a number or a function of the number of updates so far, such as a
-            `keras.optimizers.schedules.LearningRateSchedule`; it is given the numbers of all channels at once.
+            `keras.optimizers.schedules.LearningRateSchedule`.
         renorm_momentum: share of the old renorm statistics that is kept.
         synchronized: statistics of all replicas of a `tf.distribute` strategy (TensorFlow only).
         virtual_batch_size: in training, normalize groups of so many rows each by itself; any batch size.
@@ -119,7 +119,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.axis = list(axes) if isinstance(axis, list | tuple) else axes[0]
         self.renorm = renorm
         self.renorm_clipping = renorm_clipping or {} if renorm else renorm_clipping  # as Keras has it
-        self._limits = Limits(*map(_elementwise, Limits.of(renorm_clipping)))
+        self._limits = Limits.of(renorm_clipping)
         if virtual_batch_size is not None:
             virtual_batch_size = arguments.positive_integer("virtual_batch_size", virtual_batch_size)
             _check_rows_are_free(axis, axes)
@@ -271,20 +271,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def _check_rows_are_free(axis: Any, axes: tuple[int, ...]) -> None:
     if 0 in axes:
         raise ArgumentError(f"axis={axis} has axis 0, which virtual_batch_size splits; give other axes")
-
-
-def _elementwise(limit: Any) -> Any:
-    # Workaround: on torch, PiecewiseConstantDecay of Keras 3.15.1 adds in place to a scalar, so takes no other shape.
-    if type(limit) is not keras.optimizers.schedules.PiecewiseConstantDecay:
-        return limit
-
-    def piecewise(updates: Any) -> Any:
-        value = limit.values[-1]
-        for boundary, before in zip(reversed(limit.boundaries), reversed(limit.values[:-1]), strict=True):
-            value = keras.ops.where(keras.ops.less_equal(updates, boundary), before, value)
-        return value
-
-    return piecewise
 
 
 def _value(variable: Any) -> Any:

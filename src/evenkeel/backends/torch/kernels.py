@@ -28,6 +28,8 @@ def supports(request: Request) -> str | None:
         return f"the fused operation has no {request.dtype} version, only {', '.join(_DTYPES)}"
     if len(request.shape) < 2:
         return f"the fused operation wants at least two dimensions, got {len(request.shape)}"
+    if request.shape[request.axis] == 0:
+        return "the fused operation wants at least one channel, got 0"
     if request.activation not in (None, "relu"):
         return f"the fused operation applies relu or nothing, got activation={request.activation!r}"
     return None
@@ -50,6 +52,8 @@ def training(
         `Normalized`. Neither statistic carries a gradient.
     """
     folded, shape, place = _fold(x, axis)
+    # The operations take strides of 0, as of a broadcast number, for strides of 1.
+    gamma, beta = gamma.contiguous(), beta.contiguous()
     step = _traced if torch.compiler.is_compiling() or x.is_meta else _Step.apply
     y, mean, variance = step(folded, gamma, beta, epsilon)
     return Normalized(_finish(y, activation).view(shape).movedim(place, axis), mean, variance)
@@ -77,6 +81,7 @@ def inference(
         Shape and type of `x`.
     """
     folded, shape, place = _fold(x, axis)
+    gamma, beta, mean, variance = (value.contiguous() for value in (gamma, beta, mean, variance))
     y = _normalize(folded, gamma, beta, mean, variance, epsilon)
     return _finish(y, activation).view(shape).movedim(place, axis)
 
