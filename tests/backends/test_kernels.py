@@ -168,11 +168,11 @@ def test_forward_mode_of_a_kernel_is_right_or_refused_with_the_way_out(different
     arrays = backend.array(X), backend.array(direction)
     with ek.without_kernels():
         expected = backend.numpy(forward_mode(backend, lambda x: train(backend, x), *arrays))
-    try:
-        got = backend.numpy(forward_mode(backend, lambda x: train(backend, x), *arrays))
-    except Exception as error:
-        assert any(word in str(error) for word in ("without_kernels", "custom_vjp"))
+    if backend.name == "jax":
+        with pytest.raises(TypeError, match="custom_vjp"):
+            forward_mode(backend, lambda x: train(backend, x), *arrays)
     else:
+        got = backend.numpy(forward_mode(backend, lambda x: train(backend, x), *arrays))
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 

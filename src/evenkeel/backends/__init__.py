@@ -14,8 +14,8 @@ from evenkeel.errors import UnknownTensorError
 
 __all__ = ["NAMES", "kernels", "of", "primitives"]
 
-# How each library knows its own. Tracers and symbolic tensors answer as tensors do. PyTorch is asked first: its compiler
-# follows that question, and not TensorFlow's.
+# How each library knows its own. Tracers and symbolic tensors answer as tensors do. PyTorch is asked first: its
+# compiler follows that question, and not TensorFlow's.
 _OWNS: dict[str, Callable[[ModuleType, Any], bool]] = {
     "torch": lambda torch, value: isinstance(value, torch.Tensor),
     "tensorflow": lambda tensorflow, value: tensorflow.is_tensor(value),

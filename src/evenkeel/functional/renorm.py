@@ -41,13 +41,14 @@ class Limits(NamedTuple):
         if unknown := set(given) - set(cls._fields):
             raise RenormLimitError(f"renorm limits have unknown keys {sorted(unknown)}; give some of {cls._fields}")
         limits = cls(**given)
-        numbers = {name: value for name, value in limits._asdict().items() if isinstance(value, Real | str)}
-        for name, value in numbers.items():
-            try:
-                arguments.number(name, value, low=0)
-            except ArgumentError as error:
-                raise RenormLimitError(f"renorm limits: {error}") from None
-        if {"rmin", "rmax"} <= set(numbers) and limits.rmin > limits.rmax:
+        numbers = {}
+        for name, value in limits._asdict().items():
+            if isinstance(value, Real | str):
+                try:
+                    numbers[name] = arguments.number(name, value, low=0)
+                except ArgumentError as error:
+                    raise RenormLimitError(f"renorm limits: {error}") from None
+        if {"rmin", "rmax"} <= set(numbers) and numbers["rmin"] > numbers["rmax"]:
             raise RenormLimitError(
                 f"renorm limits leave nothing between rmin={limits.rmin} and rmax={limits.rmax}; give rmin <= rmax"
             )
