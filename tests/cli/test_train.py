@@ -267,7 +267,16 @@ def test_a_folder_of_idx_files_trains(monkeypatch, tmp_path, dataset):
     assert train._load(tmp_path / "out" / train.MODEL).input_shape == (None, 24, 24, 1)
 
 
+@pytest.fixture
+def interruptible():
+    # A process that a script starts in the background ignores Ctrl-C, and so would its tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_keras
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_the_epochs_and_is_one_line(monkeypatch, tmp_path, dataset):
     def interrupted(*arguments, **options):
         yield train.Row(1, 0.5, 0.9, 0.6, 0.8)

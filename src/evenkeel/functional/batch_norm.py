@@ -33,7 +33,7 @@ def batch_norm(
 
     Example:
         >>> x = np.array([[1.0], [3.0]])
-        >>> y, state = batch_norm(x, Parameters(), State(np.zeros(1), np.ones(1)), training=True, momentum=0.5)
+        >>> y, state = batch_norm(x, Parameters(), ek.State(np.zeros(1), np.ones(1)), training=True, momentum=0.5)
         >>> y.round(3).ravel(), state.moving_mean, state.moving_variance
         (array([-1.,  1.]), array([1.]), array([1.]))
     """

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that the examples in docstrings may use without importing them."""
+
+import numpy as np
+import pytest
+
+import evenkeel
+from evenkeel import backends
+
+
+@pytest.fixture(autouse=True)
+def names_of_examples(doctest_namespace):
+    doctest_namespace.update(np=np, ek=evenkeel, backends=backends)
