@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from evenkeel.cli import application, train
 from evenkeel.errors import EvenkeelError, MissingLibraryError
+from evenkeel.files import replacing
 
 SOURCE = Path(__file__).parents[2] / "src"
 BACKEND = os.environ["KERAS_BACKEND"]
@@ -313,7 +314,7 @@ def test_a_missing_library_names_the_extra(monkeypatch, library, extra):
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "history.json"
     path.write_text("old")
-    with train._replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -321,7 +322,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
 
 def half_written(path):
-    with train._replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text("ne")
         raise KeyboardInterrupt
 

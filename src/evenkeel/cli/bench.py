@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evenkeel.errors import ArgumentError, EvenkeelError, InputError, MissingLibraryError
+from evenkeel.files import replacing
 from evenkeel.workloads import timing
 from evenkeel.workloads.contenders import BACKENDS, Case, Contender, Data, contenders, networks, wrong
 from evenkeel.workloads.timing import Quartiles
@@ -166,7 +167,7 @@ def run(
     report = _measure(console, backends, cases, seconds, QUICK_IMAGES if quick else IMAGES, fit)
     # Before the tables: whatever becomes of the terminal meanwhile, the numbers are safe.
     if json_file:
-        with _replacing(json_file) as path:
+        with replacing(json_file) as path:
             path.write_text(json.dumps(_plain(report), indent=1, allow_nan=False) + "\n")
     if plot and report.cases:
         _plot(plot, report)
@@ -547,17 +548,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes the place of `path` when all went well."""
-    partial = path.with_name(f"partial-{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _plot(path: Path, report: Report) -> None:
     """Time beside ours: a panel for each backend and step, a group of bars for each case, a line for the bytes."""
     from matplotlib.figure import Figure
@@ -579,7 +569,7 @@ def _plot(path: Path, report: Report) -> None:
     machine = f"{report.machine['processor']}, {report.machine['cores']} cores"
     figure.suptitle(f"Batch normalization on {machine}\nshorter is faster; whiskers are quartiles", fontsize=11)
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
 

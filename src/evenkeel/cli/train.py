@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evenkeel.errors import ArgumentError, InputError, MissingLibraryError
+from evenkeel.files import replacing
 
 if TYPE_CHECKING:
     import keras
@@ -208,29 +209,18 @@ def _clear(out: Path) -> None:
 
 def _save(out: Path, network: keras.Model, saved: Saved) -> None:
     """Write the network, then the history that names it, then remove older ones: the folder is whole at any moment."""
-    with _replacing(out / saved.checkpoint) as path:
+    with replacing(out / saved.checkpoint) as path:
         network.save(path)
     content = {
         "settings": saved.settings._asdict(),
         "checkpoint": saved.checkpoint,
         "epochs": [row._asdict() for row in saved.epochs],
     }
-    with _replacing(out / HISTORY) as path:
+    with replacing(out / HISTORY) as path:
         path.write_text(json.dumps(content, indent=1) + "\n")
     for path in _checkpoints(out):
         if path.name != saved.checkpoint:
             path.unlink()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes the place of `path` when all went well."""
-    partial = path.with_name(f"partial-{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # Data, network, training.
@@ -373,7 +363,7 @@ def _plot(out: Path, rows: list[Row]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    with _replacing(out / CURVES) as path:
+    with replacing(out / CURVES) as path:
         figure.savefig(path)
 
 
