@@ -110,6 +110,7 @@ def test_fit_agrees_and_is_timed(backend):
     (fit,) = bench._train(BACKEND, images=32, seconds=0.01)
     assert fit.fault == ""
     assert fit.rounds >= 5 and fit.beside.median > 0
+    assert fit.without.median > 0 and fit.bound.median > 0
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])

@@ -3,11 +3,13 @@
 
 `primitives.py` of each library has every name in `PRIMITIVES`; `functional/` writes the mathematics with them alone.
 `kernels.py` may serve a whole step faster: `supports(request)` is None, or the reason why it cannot; `training` and
-`inference` then do it.
+`inference` then do it. Where a kernel cannot trust its library's numbers it asks for those of the formula, which
+`functional/` hands over as `formula(x, gamma, beta) -> Normalized`, before any activation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Tensor = Any
@@ -67,3 +69,7 @@ class Normalized(NamedTuple):
     y: Tensor
     mean: Tensor
     variance: Tensor
+
+
+Formula = Callable[[Tensor, Tensor, Tensor], Normalized]
+"""Of `x`, gamma and beta: the training step without activation, written with primitives."""

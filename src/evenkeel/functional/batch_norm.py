@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, SupportsIndex
 
 from evenkeel import backends
-from evenkeel.backends.contract import Request, Tensor
+from evenkeel.backends.contract import Normalized, Request, Tensor
 from evenkeel.errors import ArgumentError
 from evenkeel.functional import modes, moments, moving, normalize, renorm, virtual
 from evenkeel.functional import weights as weighting
@@ -233,7 +233,14 @@ class _Call(NamedTuple):
             axis = self.layout.channels[0]
             # A plain tuple, as `decline` gives: tf.cond tells the two kinds apart.
             return tuple(
-                kernel.training(self.x, *self.affine(), axis=axis, epsilon=self.epsilon, activation=self.activation)
+                kernel.training(
+                    self.x,
+                    *self.affine(),
+                    axis=axis,
+                    epsilon=self.epsilon,
+                    activation=self.activation,
+                    formula=self.formula,
+                )
             )
 
         def decline() -> tuple[Tensor, Tensor, Tensor]:
@@ -244,6 +251,16 @@ class _Call(NamedTuple):
         # A size that is known only when the graph runs may turn out to be too small for statistics.
         y, mean, variance = serve() if isinstance(count, int) else self.backend.cond(usable, serve, decline)
         return y, _Batch(mean, variance, variance * moments.bessel(self.backend, count), usable)
+
+    def formula(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Normalized:
+        """The step that kernels serve, for those that cannot trust their library's numbers."""
+        backend, layout = self.backend, self.layout
+        wide = backend.cast(x, self.dtype)
+        mean, variance, _, _ = moments.over(backend, wide, layout, None)
+        gamma, beta = self.spread(gamma, layout), self.spread(beta, layout)
+        y = normalize.apply(backend, wide, mean, variance, gamma, beta, self.epsilon)
+        mean, variance = (layout.gather(backend, value, self.state.moving_mean) for value in (mean, variance))
+        return Normalized(self.cast_back(y), mean, variance)
 
     def by_formula(
         self,

@@ -22,6 +22,7 @@ __all__ = [
     "cores",
     "fastest",
     "interleaved",
+    "keep_memory",
     "keep_no_memory",
     "moving_bytes",
     "peak_memory",
@@ -201,9 +202,28 @@ def keep_no_memory() -> None:
     Otherwise it keeps blocks of up to 32 MiB for whoever asks next, and a call that gets one seems to need less. This
     costs time: it is for a process that measures none.
     """
+    _set_malloc(_MMAP_THRESHOLD, 64 * 1024)
+
+
+def keep_memory() -> None:
+    """From here on, what is freed stays with the process for whoever asks next, as far as glibc has the say.
+
+    Otherwise blocks go back to the system and come again as empty pages, which the system fills with zeros one by one:
+    half of the time of a training step was seen to go there. Whom it hits depends on who ran just before, so it says
+    nothing about either. A longer training run is set up so in practice, with jemalloc or tcmalloc.
+    """
+    _set_malloc(_MMAP_THRESHOLD, 32 * 2**20)  # the most there is
+    _set_malloc(_TRIM_THRESHOLD, 2**31 - 1)
+    _set_malloc(_ARENA_MAX, 1)  # the others are trimmed whatever the threshold
+
+
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def _set_malloc(option: int, value: int) -> None:
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        m_mmap_threshold = -3
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 64 * 1024)
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def _highest() -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from evenkeel.backends.contract import Normalized, Request
+from evenkeel.backends.contract import Formula, Normalized, Request
 
 __all__ = ["inference", "supports", "training"]
 
@@ -40,7 +40,14 @@ def supports(request: Request) -> str | None:
 
 
 def training(
-    x: jax.Array, gamma: jax.Array, beta: jax.Array, *, axis: int, epsilon: float, activation: str | None
+    x: jax.Array,
+    gamma: jax.Array,
+    beta: jax.Array,
+    *,
+    axis: int,
+    epsilon: float,
+    activation: str | None,
+    formula: Formula,
 ) -> Normalized:
     """Normalize with the statistics of the batch.
 
@@ -53,6 +60,7 @@ def training(
         axis: of the channels, not negative.
         epsilon: added to the variance.
         activation: `"relu"`, or None.
+        formula: not needed; the numbers here can always be trusted.
 
     Returns:
         `Normalized`, with the population variance.

@@ -7,7 +7,7 @@ Two things are wrong with the training operation, and both are met here:
 - It adds one number after the other in float32: at mean 1e4, spread 1, 100 000 values `y` is off by 0.1. See
   `_trusted`.
 
-In either case `_two_pass` computes the statistics instead: right everywhere, and slower outside XLA.
+In either case the plain formula serves instead: right everywhere, and slower outside XLA.
 
 Second derivatives and forward mode are right, for the operation has a gradient of its gradient; that one is a composite
 and slow. Forward over reverse mode through `training` in a tf.function is not possible: TensorFlow raises at the cond.
@@ -20,7 +20,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from evenkeel.backends.contract import Normalized, Request
+from evenkeel.backends.contract import Formula, Normalized, Request
 
 __all__ = ["inference", "supports", "training"]
 
@@ -43,7 +43,7 @@ def supports(request: Request) -> str | None:
     return None
 
 
-def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | None) -> Normalized:
+def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | None, formula: Formula) -> Normalized:
     """Normalize `x` with its own mean and variance.
 
     Args:
@@ -52,6 +52,7 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
         axis: of the channels, the last one.
         epsilon: added to the variance, so in squared units of the data.
         activation: None or `"relu"`.
+        formula: the same step without activation, where the operation's numbers cannot be trusted.
 
     Returns:
         `Normalized`. Gradients flow through `y` alone, not through the mean and the variance.
@@ -67,8 +68,10 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):
-        forward = _two_pass if tf.executing_eagerly() else _fused_or_two_pass
-        y, mean, variance = forward(x, gamma, beta, epsilon)
+        if tf.executing_eagerly():
+            y, mean, variance = formula(x, gamma, beta)
+        else:
+            y, mean, variance = _fused_where_trusted(x, gamma, beta, epsilon, formula)
         y = _activate(y, activation)
 
         def backward(dy, *_):
@@ -107,7 +110,7 @@ def inference(x, gamma, beta, mean, variance, *, axis: int, epsilon: float, acti
     return _activate(_fused(x, scale, offset, fixed_mean, fixed_variance, epsilon, is_training=False)[0], activation)
 
 
-def _fused_or_two_pass(x, gamma, beta, epsilon):
+def _fused_where_trusted(x, gamma, beta, epsilon, formula):
     """`y`, mean and population variance, decided when the graph runs. XLA drops the fused operation as unused."""
     # With auto-clustering, XLA must not take the operation while TensorFlow answers the question.
     with tf.xla.experimental.jit_scope(compile_ops=False):
@@ -115,7 +118,7 @@ def _fused_or_two_pass(x, gamma, beta, epsilon):
     _, mean, variance = fused
     count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
     good = tf.logical_and(_outside_xla(), tf.reduce_all(_trusted(mean, variance, count)))
-    return tf.cond(good, lambda: fused, lambda: _two_pass(x, gamma, beta, epsilon))
+    return tf.cond(good, lambda: fused, lambda: tuple(formula(x, gamma, beta)))
 
 
 def _outside_xla():
@@ -139,17 +142,6 @@ def _trusted(mean, variance, count):
     False of a NaN; for NumPy and TensorFlow alike.
     """
     return ((mean**2 + variance) * (count * 2.0**-23) ** 2 <= variance) & (count <= 2.0**17)
-
-
-def _two_pass(x, gamma, beta, epsilon):
-    wide = tf.cast(x, tf.float32)
-    rows = list(range(len(x.shape) - 1))
-    mean = tf.reduce_mean(wide, rows)
-    # The mean of what is left over repairs a sum that rounded to one side.
-    mean += tf.reduce_mean(wide - mean, rows)
-    centred = wide - mean
-    variance = tf.reduce_mean(tf.square(centred), rows)
-    return tf.cast(centred * (gamma * tf.math.rsqrt(variance + epsilon)) + beta, x.dtype), mean, variance
 
 
 def _fused(x, gamma, beta, mean, variance, epsilon, *, is_training):

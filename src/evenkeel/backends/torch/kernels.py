@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.backends.contract import Normalized, Request
+from evenkeel.backends.contract import Formula, Normalized, Request
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -36,7 +36,7 @@ def supports(request: Request) -> str | None:
 
 
 def training(
-    x: Tensor, gamma: Tensor, beta: Tensor, *, axis: int, epsilon: float, activation: str | None
+    x: Tensor, gamma: Tensor, beta: Tensor, *, axis: int, epsilon: float, activation: str | None, formula: Formula
 ) -> Normalized:
     """Normalize with the statistics of the batch; gradients flow to `x`, `gamma` and `beta`.
 
@@ -47,15 +47,19 @@ def training(
         axis: of the channels, not negative.
         epsilon: added to the variance; 0 is allowed.
         activation: `"relu"` or None.
+        formula: the same step without activation, for a compiler: it writes one kernel from this, and has none for
+            the operations here.
 
     Returns:
         `Normalized`. Neither statistic carries a gradient.
     """
+    if torch.compiler.is_compiling() or x.is_meta:
+        y, mean, variance = formula(x, gamma, beta)
+        return Normalized(_finish(y, activation), mean.detach(), variance.detach())
     folded, shape, place = _fold(x, axis)
     # The operations take strides of 0, as of a broadcast number, for strides of 1.
     gamma, beta = gamma.contiguous(), beta.contiguous()
-    step = _traced if torch.compiler.is_compiling() or x.is_meta else _Step.apply
-    y, mean, variance = step(folded, gamma, beta, epsilon)
+    y, mean, variance = _Step.apply(folded, gamma, beta, epsilon)
     return Normalized(_finish(y, activation).view(shape).movedim(place, axis), mean, variance)
 
 
@@ -198,12 +202,3 @@ def _pulled_back(ctx: Any, dy: Tensor, wanted: tuple[bool, ...]) -> Any:
     return torch.ops.aten.native_batch_norm_backward(
         dy.contiguous(), x, gamma, None, None, mean, scale, True, ctx.epsilon, list(wanted)
     )
-
-
-def _traced(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The step for the compiler, which writes one kernel from this and has none for the operations above."""
-    wide = x.to(gamma.dtype)
-    variance, mean = torch.var_mean(wide, (0, 2), correction=0)
-    scale = (variance + epsilon).rsqrt() * gamma
-    y = (wide - mean[:, None]) * scale[:, None] + beta[:, None]
-    return y.to(x.dtype), mean.detach(), variance.detach()
