@@ -162,7 +162,7 @@ def size(backend: Any, x: Tensor, layout: Layout) -> Tensor | int:
     count: Any = 1
     for axis in layout.reduced:
         count = count * backend.size(x, axis)
-    return count if isinstance(count, int) else backend.cast(count, backend.dtype(x))
+    return count if isinstance(count, int) else backend.cast(count, wide(backend.dtype(x)))
 
 
 def merge_across(

@@ -22,6 +22,8 @@ import tensorflow as tf
 
 from evenkeel.backends.contract import Formula, Normalized, Request
 
+v1 = tf.compat.v1
+
 __all__ = ["inference", "supports", "training"]
 
 
@@ -57,7 +59,7 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
     Returns:
         `Normalized`. Gradients flow through `y` alone, not through the mean and the variance.
     """
-    assert axis == len(x.shape) - 1
+    assert axis == x.shape.rank - 1
     x, gamma, beta = map(tf.convert_to_tensor, (x, gamma, beta))
     if tf.executing_eagerly():
         y, mean, variance = _fused(x, gamma, beta, [], [], epsilon, is_training=True)
@@ -66,31 +68,30 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
             # The operation's own gradient is that of y alone.
             return Normalized(_activate(y, activation), mean, variance)
 
-    @tf.custom_gradient
-    def normalize(x, gamma, beta):
+
+    def forward(x, gamma, beta):
         if tf.executing_eagerly():
             y, mean, variance = formula(x, gamma, beta)
         else:
             y, mean, variance = _fused_where_trusted(x, gamma, beta, epsilon, formula)
-        y = _activate(y, activation)
+        return _activate(y, activation), mean, variance
 
-        def backward(dy, *_):
-            if activation == "relu":
-                dy = tf.raw_ops.ReluGrad(gradients=dy, features=y)
-            dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=_images(dy),
-                x=_images(x),
-                scale=gamma,
-                reserve_space_1=mean,
-                reserve_space_2=variance,
-                reserve_space_3=tf.zeros([0]),
-                epsilon=epsilon,
+    if v1.executing_eagerly_outside_functions():
+
+        @tf.custom_gradient
+        def normalize(x, gamma, beta):
+            y, mean, variance = forward(x, gamma, beta)
+            features = y if activation == "relu" else None
+            return (y, mean, variance), lambda dy, *_: _pulled_back(dy, features, x, gamma, mean, variance, epsilon)
+
+        y, mean, variance = normalize(x, gamma, beta)
+    else:
+        # In a graph of TensorFlow 1, tf.custom_gradient looks for variables that the result depends on, and refuses
+        # theirs. So what the gradient wants goes through one operation, whose gradient is registered below.
+        with v1.get_default_graph().gradient_override_map({"IdentityN": _GRADIENT}):
+            y, mean, variance, *_ = tf.raw_ops.IdentityN(
+                input=[*forward(x, gamma, beta), x, gamma, beta, epsilon, activation == "relu"]
             )
-            return _like(dx, x), dgamma, dbeta
-
-        return (y, mean, variance), backward
-
-    y, mean, variance = normalize(x, gamma, beta)
     return Normalized(y, tf.stop_gradient(mean), tf.stop_gradient(variance))
 
 
@@ -99,7 +100,7 @@ def inference(x, gamma, beta, mean, variance, *, axis: int, epsilon: float, acti
 
     Shapes, types and options are those of `training`; `mean` and `variance` are float32, shape `(channels,)`.
     """
-    assert axis == len(x.shape) - 1
+    assert axis == x.shape.rank - 1
     x, gamma, beta, mean, variance = map(tf.convert_to_tensor, (x, gamma, beta, mean, variance))
     # The operation has no derivative for its mean and variance. A factor of 1 and a term of 0 carry them to gamma
     # and beta, for which it has; so every order of derivative is right, forward and reverse.
@@ -110,13 +111,39 @@ def inference(x, gamma, beta, mean, variance, *, axis: int, epsilon: float, acti
     return _activate(_fused(x, scale, offset, fixed_mean, fixed_variance, epsilon, is_training=False)[0], activation)
 
 
+_GRADIENT = "EvenkeelBatchNormalization"
+
+
+@tf.RegisterGradient(_GRADIENT)
+def _backward(operation, dy, *_):
+    y, mean, variance, x, gamma, _, epsilon, relu = operation.outputs
+    epsilon, relu = (tf.get_static_value(value) for value in operation.inputs[6:])
+    return None, None, None, *_pulled_back(dy, y if relu else None, x, gamma, mean, variance, epsilon), None, None
+
+
+def _pulled_back(dy, features, x, gamma, mean, variance, epsilon):
+    dy.set_shape(x.shape)  # What was handed to tf.gradients may have none.
+    if features is not None:
+        dy = tf.raw_ops.ReluGrad(gradients=dy, features=features)
+    dx, dgamma, dbeta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=_images(dy),
+        x=_images(x),
+        scale=gamma,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=tf.zeros([0]),
+        epsilon=float(epsilon),
+    )
+    return _like(dx, x), dgamma, dbeta
+
+
 def _fused_where_trusted(x, gamma, beta, epsilon, formula):
     """`y`, mean and population variance, decided when the graph runs. XLA drops the fused operation as unused."""
     # With auto-clustering, XLA must not take the operation while TensorFlow answers the question.
     with tf.xla.experimental.jit_scope(compile_ops=False):
         fused = _fused(x, gamma, beta, [], [], epsilon, is_training=True)
     _, mean, variance = fused
-    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    count = tf.cast(tf.size(x) // x.shape.as_list()[-1], tf.float32)
     good = tf.logical_and(_outside_xla(), tf.reduce_all(_trusted(mean, variance, count)))
     return tf.cond(good, lambda: fused, lambda: tuple(formula(x, gamma, beta)))
 
@@ -160,12 +187,14 @@ def _images(x):
     if x.dtype == tf.float16:
         # The float16 version converts number by number: 1.5 times the time of converting all of it first.
         x = tf.cast(x, tf.float32)
-    channels = x.shape[-1]
+    # As a list: under TensorFlow 1's rules a shape has other entries than integers.
+    sizes = x.shape.as_list()
+    channels = sizes[-1]
     if x.dtype == tf.float32 and channels >= 64:
         # One row per image, up to 1.3 times quicker; with few channels or in bfloat16 it is the slower one.
         return tf.reshape(x, [-1, 1, 1, channels])
     if x.shape.is_fully_defined():
-        return tf.reshape(x, [x.shape[0], 1, math.prod(x.shape[1:-1]), channels])
+        return tf.reshape(x, [sizes[0], 1, math.prod(sizes[1:-1]), channels])
     shape = tf.shape(x)
     return tf.reshape(x, [shape[0], 1, tf.reduce_prod(shape[1:-1]), channels])
 

@@ -35,7 +35,7 @@ def shape(x):
 
 def size(x, axis):
     """An integer where it is known while tracing, a scalar tensor where it is not."""
-    known = x.shape[axis]
+    known = x.shape.as_list()[axis]
     return tf.shape(x)[axis] if known is None else known
 
 
@@ -44,7 +44,7 @@ def sum(x, axes):
 
 
 def pad_rows(x, count):
-    return tf.pad(x, [[0, count]] + [[0, 0]] * (len(x.shape) - 1))
+    return tf.pad(x, [[0, count]] + [[0, 0]] * (x.shape.rank - 1))
 
 
 def cond(condition, when_true, when_false):
