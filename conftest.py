@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names that the examples in docstrings may use without importing them."""
 
+import os
+
 import numpy as np
 import pytest
 
 import evenkeel
 from evenkeel import backends
+
+if os.environ.get("KERAS_BACKEND") != "tensorflow":
+    collect_ignore_glob = ["src/evenkeel/tf1/*", "tests/tf1/*"]
 
 
 @pytest.fixture(autouse=True)

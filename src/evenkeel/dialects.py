@@ -56,3 +56,27 @@ DIALECTS = {
 }
 """By name. `keeps` of "path": tf.keras and tf.layers keep the sample variance where the fused operation served (rank 4;
 rank 5 too in tf.keras 2.x), contrib there and for rank 2, tensorpack for rank 4."""
+
+
+class ContribPath(NamedTuple):
+    """How one way through `tf.contrib.layers.batch_norm` shows from outside.
+
+    order: in which its variables are made.
+    keeps: what the moving variance was divided by; "path" is that of `tf.layers`.
+    widens: variables are float32 for 16-bit inputs; otherwise of the type of the inputs.
+    regularizes: `param_regularizers` apply.
+    """
+
+    order: tuple[str, ...]
+    keeps: Literal["population", "sample", "path"]
+    widens: bool
+    regularizes: bool
+
+
+CONTRIB = {
+    "fused": ContribPath(_CONTRIB, "sample", True, True),
+    "core": ContribPath(_KERAS, "path", True, True),
+    "legacy": ContribPath(_CONTRIB, "population", False, False),
+}
+"""`"fused"`: two dimensions; four with updates elsewhere or a debiased mean. `"core"`, by the layer of `tf.layers`: what
+is left with updates in UPDATE_OPS. `"legacy"`: all else, weights among it."""

@@ -52,8 +52,13 @@ def kept_share(backend: Any, average: str, momentum: float, updates: Tensor | No
 
 def moved(backend: Any, old: Tensor, new: Tensor, kept: Tensor | float, accepted: Tensor) -> Tensor:
     """`kept * old + (1 - kept) * new` where the batch was accepted, `old` elsewhere."""
-    new = backend.cast(new, backend.dtype(old))
     return backend.where(accepted, old * kept + new * (1 - kept), old)
+
+
+def variance_of(backend: Any, deviation: Tensor, epsilon: float) -> Tensor:
+    """The moving variance that goes with a moving deviation of renorm, which is `sqrt(variance + epsilon)`."""
+    # Rounding may bring the difference below zero.
+    return backend.relu(deviation * deviation - epsilon)
 
 
 def updated(
@@ -73,8 +78,10 @@ def updated(
     A channel whose mean or variance is not finite keeps all that it had: one NaN would stay for ever, since
     every later average contains it. So does a channel that is not `usable`.
     """
-    mean, variance = backend.stop_gradient(mean), backend.stop_gradient(variance)
-    accepted = usable & backend.is_finite(mean + variance)
+    # In the type of the state, where float16 may overflow though the batch's own statistics did not.
+    dtype = backend.dtype(state.moving_mean)
+    mean, variance = (backend.cast(backend.stop_gradient(value), dtype) for value in (mean, variance))
+    accepted = usable & backend.is_finite(mean) & backend.is_finite(variance)
     kept = kept_share(backend, average, momentum, state.updates, state.moving_mean)
     new = {"moving_mean": moved(backend, state.moving_mean, mean, kept, accepted)}
     if state.renorm_mean is None:
@@ -84,9 +91,8 @@ def updated(
         new["renorm_mean"] = moved(backend, state.renorm_mean, mean, renorm_momentum, accepted)
         new["renorm_stddev"] = moved(backend, state.renorm_stddev, stddev, renorm_momentum, accepted)
         new["moving_stddev"] = deviation = moved(backend, state.moving_stddev, stddev, kept, accepted)
-        # Rounding may bring the difference below zero.
         new["moving_variance"] = backend.where(
-            accepted, backend.relu(deviation * deviation - epsilon), state.moving_variance
+            accepted, variance_of(backend, deviation, epsilon), state.moving_variance
         )
     if state.updates is not None:
         new["updates"] = state.updates + backend.cast(accepted, backend.dtype(state.updates))

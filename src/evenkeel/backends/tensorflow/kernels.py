@@ -68,7 +68,6 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
             # The operation's own gradient is that of y alone.
             return Normalized(_activate(y, activation), mean, variance)
 
-
     def forward(x, gamma, beta):
         if tf.executing_eagerly():
             y, mean, variance = formula(x, gamma, beta)

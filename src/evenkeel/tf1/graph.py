@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in a graph an operation stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+v1 = tf.compat.v1
+
+
+def can_be_run(operations: Iterable[Any]) -> bool:
+    """Whether a session may run the operations, just made: none stands in a branch of a cond or the body of a loop.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     can_be_run([tf.zeros([]).op])
+        True
+    """
+    graph = v1.get_default_graph()
+    with tf.init_scope():
+        # Under the new control flow, a branch or a body is a graph of its own.
+        outermost = v1.get_default_graph()
+    return graph is outermost and all(graph.is_fetchable(operation) for operation in operations)
+
+
+def after(operations: Iterable[Any], outputs: Any) -> Any:
+    """`outputs`, which whoever evaluates runs the operations too."""
+    with tf.control_dependencies(list(operations)):
+        return tf.nest.map_structure(tf.identity, outputs)
