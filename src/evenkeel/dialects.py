@@ -78,5 +78,5 @@ CONTRIB = {
     "core": ContribPath(_KERAS, "path", True, True),
     "legacy": ContribPath(_CONTRIB, "population", False, False),
 }
-"""`"fused"`: two dimensions; four with updates elsewhere or a debiased mean. `"core"`, by the layer of `tf.layers`: what
-is left with updates in UPDATE_OPS. `"legacy"`: all else, weights among it."""
+"""`"fused"`: two dimensions; four with updates elsewhere or a debiased mean. `"core"`, by the layer of `tf.layers`:
+what is left with updates in UPDATE_OPS. `"legacy"`: all else, weights among it."""
