@@ -370,7 +370,7 @@ def test_a_function_wins_over_the_module_of_its_name():
 @pytest.mark.parametrize(
     ("module", "name", "text"),
     [
-        ("", "rnn", "'rnn'; use tf.nn.rnn_cell"),
+        ("", "rnn", "'rnn'; use tf.nn.dynamic_rnn"),
         ("", "nonsense", "no attribute 'nonsense'$"),
         (".slim", "nets", "'nets'; use"),
         (".layers.python", "nonsense", "nonsense"),

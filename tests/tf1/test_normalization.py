@@ -170,6 +170,45 @@ def test_no_phase_at_all_is_a_placeholder(session):
     np.testing.assert_allclose(session.run(y, {"keras_learning_phase:0": True}).mean(0), 0, atol=1e-5)
 
 
+# From runs of tf_slim 1.1.0 and of tf_keras 2.21's tf.layers, which name their conds as 1.15 did.
+@pytest.mark.parametrize(
+    ("function", "options", "names"),
+    [
+        ("contrib", {"fused": False, "zero_debias_moving_mean": True, "scope": "bn"}, ["cond/Merge", "cond/Merge_1"]),
+        ("contrib", {"batch_weights": np.ones(8, "f4"), "scope": "bn"}, ["cond/Merge", "cond/Merge_1"]),
+        ("contrib", {"scope": "bn"}, ["cond_1/Merge", "cond_1/Merge_1"]),
+        ("layers", {"name": "bn"}, ["cond_2/Merge", "cond_3/Merge"]),
+        ("layers", {"name": "bn", "renorm": True}, ["cond_6/Merge", "cond_7/Merge"]),
+        ("layers", {"name": "bn", "adjustment": lambda _: (1.0, 0.0)}, ["cond_4/Merge", "cond_5/Merge"]),
+        (
+            "layers",
+            {"name": "bn", "adjustment": lambda _: (1.0, 0.0), "renorm": True},
+            ["cond_8/Merge", "cond_9/Merge"],
+        ),
+    ],
+)
+def test_names_of_updates_where_the_phase_is_a_tensor(function, options, names, graph):
+    FUNCTIONS[function](tf.constant(X), training=v1.placeholder(tf.bool, []), **options)
+    updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
+    assert [update.name.removesuffix(":0").removesuffix(":1") for update in updates] == [f"bn/{name}" for name in names]
+
+
+def test_updates_for_one_of_two_inputs(graph):
+    layer = tf1.layers.BatchNormalization()
+    first, second = v1.placeholder(tf.float32, [None, 3]), v1.placeholder(tf.float32, [None, 3])
+    layer(first, training=True), layer(second, training=True)
+    assert layer.get_updates_for(first) == layer.updates[:2]
+    assert layer.get_updates_for(None) == []
+
+
+def test_a_state_that_is_infinite_already_takes_a_new_value(session):
+    y = tf1.contrib.layers.batch_norm(tf.constant(X), decay=1.0, zero_debias_moving_mean=True, updates_collections=None)
+    session.run(v1.global_variables_initializer())
+    session.run(y), session.run(y)
+    (biased,) = (variable for variable in v1.global_variables() if variable.op.name.endswith("biased"))
+    np.testing.assert_array_equal(session.run(biased), 0)
+
+
 def test_names_count_as_in_1_15(graph):
     first, second = tf1.layers.BatchNormalization(), tf1.layers.BatchNormalization(name="x")
     third = tf1.layers.BatchNormalization(name="x")
@@ -264,3 +303,66 @@ def test_a_variance_that_float16_cannot_hold_is_not_kept(session):
     assert abs(session.run(y).std() - 1) < 0.01
     for name in ("moving_mean", "moving_variance"):
         assert np.isfinite(session.run(f"BatchNorm/{name}:0")).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "name"),
+    [
+        ((2, 4, 4, 3), {"training": True}, "bn/FusedBatchNormV3"),
+        ((None, 4, 4, 3), {"training": True}, "bn/FusedBatchNormV3"),
+        ((None, 4, 4, 3), {"training": False}, "bn/FusedBatchNormV3"),
+        ((None, 4, 4, 3), {"training": True, "fused": False}, "bn/batchnorm/add_1"),
+        ((None, 3), {"training": False}, "bn/batchnorm/add_1"),
+    ],
+)
+def test_the_output_has_the_name_it_had(shape, options, name, graph):
+    y = tf1.layers.batch_normalization(v1.placeholder(tf.float32, shape), name="bn", **options)
+    assert (y.name, y.shape.as_list()) == (f"{name}:0", list(shape))
+
+
+def test_a_keras_regularizer(session):
+    tf1.layers.dense(tf.constant(X), 2, kernel_regularizer=tf.keras.regularizers.l2(0.5), name="fc")
+    session.run(v1.global_variables_initializer())
+    (loss,), kernel = session.run([v1.get_collection(v1.GraphKeys.REGULARIZATION_LOSSES), "fc/kernel:0"])
+    np.testing.assert_allclose(loss, 0.5 * np.square(kernel).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: tf1.layers.Dense(3), lambda: tf1.layers.BatchNormalization(), lambda: tf1.layers.Conv1D(2, 1)],
+    ids=["dense", "batch_normalization", "conv1d"],
+)
+def test_build_and_then_call(made, graph):
+    layer = made()
+    shape = [None, 4, 3] if isinstance(layer, tf1.layers.Conv1D) else [None, 3]
+    layer.build(shape)
+    before = len(v1.global_variables())
+    layer(v1.placeholder(tf.float32, shape))
+    assert len(v1.global_variables()) == before == len(layer.variables)
+
+
+def test_a_layer_of_layers_has_all_of_theirs(graph):
+    class Block(tf1.layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.dense = tf1.layers.Dense(3, kernel_regularizer=tf.nn.l2_loss)
+            self.norms = [tf1.layers.BatchNormalization()]
+            self.input_spec = [tf1.layers.InputSpec(ndim=2)]
+
+        def build(self, input_shape):
+            self.shift = self.add_weight("shift", [3], initializer="zeros")
+            self.factor = v1.get_variable("factor", [], trainable=False)
+            super().build(input_shape)
+
+        def call(self, inputs):
+            return self.norms[0](self.dense(inputs), training=True) * self.factor + self.shift
+
+    block = Block()
+    block(tf.constant(X))
+    assert len(block.trainable_variables) == 5 and len(block.non_trainable_variables) == 3
+    assert len(block.updates) == 2 and len(block.losses) == 1
+    assert len(v1.get_collection(v1.GraphKeys.UPDATE_OPS)) == 2
+
+
+def test_the_version_is_that_of_tensorflow():
+    assert tf1.__version__ == tf.__version__

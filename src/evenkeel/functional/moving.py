@@ -52,7 +52,9 @@ def kept_share(backend: Any, average: str, momentum: float, updates: Tensor | No
 
 def moved(backend: Any, old: Tensor, new: Tensor, kept: Tensor | float, accepted: Tensor) -> Tensor:
     """`kept * old + (1 - kept) * new` where the batch was accepted, `old` elsewhere."""
-    return backend.where(accepted, old * kept + new * (1 - kept), old)
+    # What is not kept may be anything: 0 times infinity would be NaN.
+    mixed = new if isinstance(kept, float) and kept == 0 else old * kept + new * (1 - kept)
+    return backend.where(accepted, mixed, old)
 
 
 def variance_of(backend: Any, deviation: Tensor, epsilon: float) -> Tensor:

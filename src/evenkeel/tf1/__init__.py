@@ -16,6 +16,8 @@ Example:
 
 from __future__ import annotations
 
+# Registers the gradient of our operations, which a graph that was read from a file may hold.
+from evenkeel.backends.tensorflow import kernels as _kernels  # noqa: F401
 from evenkeel.tf1.passing import passing
 
 _ATTRIBUTES = {

@@ -30,3 +30,25 @@ def after(operations: Iterable[Any], outputs: Any) -> Any:
     """`outputs`, which whoever evaluates runs the operations too."""
     with tf.control_dependencies(list(operations)):
         return tf.nest.map_structure(tf.identity, outputs)
+
+
+def reaches(tensors: Iterable[Any], operation: Any) -> bool:
+    """Whether an operation depends on any of the tensors, by data or by control.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     x, y = tf.zeros([]), tf.zeros([])
+        ...     reaches([x], (x + 1).op), reaches([y], (x + 1).op)
+        (True, False)
+    """
+    wanted = {tensor.op for tensor in tensors}
+    seen, left = set(), [operation]
+    while left:
+        current = left.pop()
+        if current in wanted:
+            return True
+        if current not in seen:
+            seen.add(current)
+            left += [tensor.op for tensor in current.inputs]
+            left += current.control_inputs
+    return False

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+# Of what Python itself may ask a module for, an original answers for these alone.
+_VERSIONS = ("__compiler_version__", "__git_version__", "__version__")
+
 
 def passing(
     here: str,
@@ -37,7 +40,7 @@ def passing(
             return importlib.import_module(f"{here}.{name}")
         if name in attributes:
             return getattr(importlib.import_module(f"{here}.{attributes[name]}"), name)
-        if name.startswith("__"):
+        if name.startswith("__") and name not in _VERSIONS:
             raise AttributeError(f"module {here!r} has no attribute {name!r}")
         return getattr(_module(there), name)
 

@@ -51,7 +51,15 @@ def phase(training: Any) -> Any:
 
 
 def step(
-    x: Any, params: Parameters, state: State, training: Any, *, axis: Any, epsilon: float, **options: Any
+    x: Any,
+    params: Parameters,
+    state: State,
+    training: Any,
+    *,
+    axis: Any,
+    epsilon: float,
+    cond: str | None = None,
+    **options: Any,
 ) -> tuple[Any, State | None]:
     """`y`, and what the batch says of each entry of the state; None where it says nothing, as in inference.
 
@@ -61,6 +69,7 @@ def step(
 
     Args:
         training: from `phase`.
+        cond: name of the `tf.cond` over it.
     """
     shared = {"axis": axis, "epsilon": epsilon}
     if training is False:
@@ -78,6 +87,7 @@ def step(
         training,
         lambda: flat(training_step(x, params, state, **shared, **options)),
         lambda: flat(inference_step(x, params, state, **shared)),
+        name=cond,
     )
     return y, State(**dict(zip(kept, new, strict=True)))
 
@@ -115,6 +125,13 @@ def unpartitioned(scope: Any) -> Iterator[None]:
         yield
     finally:
         scope.set_partitioner(partitioner)
+
+
+def output_name(fused: bool, training: Any) -> str | None:
+    """What 1.15 called the operation of the output, for who asks a graph for it; None where it had no such name."""
+    if fused:
+        return "FusedBatchNormV3" if isinstance(training, bool) else None
+    return "batchnorm/add_1"
 
 
 def check_type(x: Any) -> None:

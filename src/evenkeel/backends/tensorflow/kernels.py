@@ -172,7 +172,14 @@ def _trusted(mean, variance, count):
 
 def _fused(x, gamma, beta, mean, variance, epsilon, *, is_training):
     y, _, _, mean, variance, _ = tf.raw_ops.FusedBatchNormV3(
-        x=_images(x), scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=is_training
+        x=_images(x),
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=is_training,
+        name="fused",
     )
     return _like(y, x), mean, variance
 

@@ -33,6 +33,7 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 # The names are Keras's, and so are the spreads: tf.random_normal_initializer() itself has 1.
 _INITIALIZERS: dict[str, Callable[[], Any]] = {
+    "constant": v1.constant_initializer,
     "glorot_normal": v1.glorot_normal_initializer,
     "glorot_uniform": v1.glorot_uniform_initializer,
     "he_normal": v1.initializers.he_normal,
@@ -40,11 +41,14 @@ _INITIALIZERS: dict[str, Callable[[], Any]] = {
     "identity": v1.initializers.identity,
     "lecun_normal": v1.initializers.lecun_normal,
     "lecun_uniform": v1.initializers.lecun_uniform,
+    "normal": partial(v1.random_normal_initializer, stddev=0.05),
     "ones": v1.ones_initializer,
     "orthogonal": v1.orthogonal_initializer,
     "random_normal": partial(v1.random_normal_initializer, stddev=0.05),
     "random_uniform": partial(v1.random_uniform_initializer, minval=-0.05, maxval=0.05),
     "truncated_normal": partial(v1.truncated_normal_initializer, stddev=0.05),
+    "uniform": partial(v1.random_uniform_initializer, minval=-0.05, maxval=0.05),
+    "variance_scaling": v1.variance_scaling_initializer,
     "zeros": v1.zeros_initializer,
 }
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from evenkeel.errors import ArgumentError
-from evenkeel.tf1.graph import after, can_be_run
+from evenkeel.tf1.graph import after, can_be_run, reaches
+from evenkeel.tf1.layers import arguments
 
 v1 = tf.compat.v1
 
@@ -23,9 +24,18 @@ EAGER = (
 
 
 class InputSpec(NamedTuple):
-    """What a layer accepts: `ndim` dimensions, at least `min_ndim` of them, and these sizes of some axes."""
+    """What a layer accepts; None is anything.
 
+    dtype: of the input.
+    shape: of it, with None for any size.
+    ndim, max_ndim, min_ndim: how many dimensions, at most, at least.
+    axes: sizes of some of them.
+    """
+
+    dtype: Any = None
+    shape: Any = None
     ndim: int | None = None
+    max_ndim: int | None = None
     min_ndim: int | None = None
     axes: dict[int, int] | None = None
 
@@ -55,7 +65,7 @@ class Layer:
         ('half/mul:0', 'half/factor:0', 'half', 'half')
     """
 
-    input_spec: InputSpec | None = None
+    input_spec: InputSpec | list[InputSpec] | None = None
 
     def __init__(
         self,
@@ -135,7 +145,7 @@ class Layer:
                     name,
                     shape=shape,
                     dtype=tf.as_dtype(dtype or self._dtype or "float32"),
-                    initializer=scope.initializer if initializer is None else initializer,
+                    initializer=scope.initializer if initializer is None else arguments.initializer(initializer),
                     trainable=trainable and self.trainable,
                     constraint=constraint,
                     partitioner=partitioner,
@@ -147,7 +157,8 @@ class Layer:
                 if regularizer and all(id(part) not in before for part in parts):
                     for part in parts:
                         with v1.name_scope(f"{name}/Regularizer"):
-                            loss = regularizer(part)
+                            # Keras's regularizers do not know the type of a reference variable.
+                            loss = regularizer(tf.convert_to_tensor(part))
                         if loss is not None:
                             self.add_loss(loss)
         # A custom getter may have decided otherwise.
@@ -174,8 +185,24 @@ class Layer:
     non_trainable_weights = non_trainable_variables
 
     def _variables(self, trainable: bool) -> list[Any]:
-        unique = {id(part): part for kept, learns in self._weights if learns == trainable for part in _parts(kept)}
-        return list(unique.values())
+        """Its own, those that are its attributes, and those of the layers that are."""
+        made = [(part, learns) for kept, learns in self._weights for part in _parts(kept)]
+        mine = {id(variable) for variable, _ in made}
+        held = [value for value in self._held() if isinstance(value, tf.Variable) and id(value) not in mine]
+        made += [(variable, variable.trainable) for variable in held]
+        found = [variable for variable, learns in made if learns == trainable]
+        for layer in self._layers():
+            found += layer.trainable_variables if trainable else layer.non_trainable_variables
+        return list({id(variable): variable for variable in found}.values())
+
+    def _held(self) -> Iterator[Any]:
+        """What its attributes are, and what is in those that are lists, tuples or dictionaries."""
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                yield from value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+
+    def _layers(self) -> list[Layer]:
+        return [value for value in self._held() if isinstance(value, Layer)]
 
     # Updates and losses.
 
@@ -192,16 +219,22 @@ class Layer:
 
     @property
     def updates(self) -> list[Any]:
-        return [update for update, _ in self._updates] if self.trainable else []
+        if not self.trainable:
+            return []
+        own = [update for update, _ in self._updates]
+        return own + [update for layer in self._layers() for update in layer.updates]
 
     @property
     def losses(self) -> list[Any]:
-        return [loss for loss, _ in self._losses]
+        return [loss for loss, _ in self._losses] + [loss for layer in self._layers() for loss in layer.losses]
 
     def get_updates_for(self, inputs: Any) -> list[Any]:
-        """Updates that do not depend on any input for None; the others otherwise."""
-        conditional = inputs is not None
-        return [update for update, depends in self._updates if depends == conditional] if self.trainable else []
+        """Updates that depend on these inputs; for None, those that depend on no input of the layer."""
+        if not self.trainable:
+            return []
+        if inputs is None:
+            return [update for update, depends in self._updates if not depends]
+        return [update for update, depends in self._updates if depends and reaches(tf.nest.flatten(inputs), update)]
 
     def get_losses_for(self, inputs: Any) -> list[Any]:
         conditional = inputs is not None
@@ -213,6 +246,11 @@ class Layer:
         return sum(variable.shape.num_elements() for variable in self.variables)
 
     # Building and calling.
+
+    def begin_build(self, input_shape: Any) -> tf.TensorShape:
+        """The shape, for a `build` that was called by itself; the layer has a type from here on."""
+        self._dtype = self._dtype or "float32"
+        return tf.TensorShape(input_shape)
 
     def build(self, input_shape: Any) -> None:
         self.built = True
@@ -259,7 +297,7 @@ class Layer:
         return outputs
 
     def _check(self, tensor: Any) -> None:
-        spec = self.input_spec
+        spec = self.input_spec[0] if isinstance(self.input_spec, list) else self.input_spec
         if spec is None:
             return
         arrived = f"Input 0 of layer {self.name} is incompatible with the layer"
@@ -275,6 +313,15 @@ class Layer:
                 f"{arrived}: expected min_ndim={spec.min_ndim}, found ndim={tensor.shape.rank}. "
                 f"Full shape received: {tensor.shape.as_list()}"
             )
+        if spec.max_ndim is not None and tensor.shape.rank > spec.max_ndim:
+            raise ValueError(
+                f"{arrived}: expected max_ndim={spec.max_ndim}, found ndim={tensor.shape.rank}. "
+                f"Full shape received: {tensor.shape.as_list()}"
+            )
+        if spec.dtype is not None and tensor.dtype.base_dtype != tf.as_dtype(spec.dtype):
+            raise ValueError(f"{arrived}: expected dtype={spec.dtype}, found dtype={tensor.dtype.name}")
+        if spec.shape is not None and not tensor.shape.is_compatible_with(spec.shape):
+            raise ValueError(f"{arrived}: expected shape={spec.shape}, found shape={tensor.shape.as_list()}")
         for axis, size in (spec.axes or {}).items():
             found = tensor.shape.as_list()[axis]
             if size is not None and found not in (size, None):

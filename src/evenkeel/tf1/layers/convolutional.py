@@ -49,6 +49,7 @@ class _Layer(Layer):
         self.input_spec = InputSpec(ndim=self.rank + 2)
 
     def build(self, input_shape: Any) -> None:
+        input_shape = self.begin_build(input_shape)
         axis = -1 if self.data_format == "channels_last" else 1
         channels = input_shape.as_list()[axis]
         if channels is None:
@@ -65,6 +66,7 @@ class _Layer(Layer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+        self.built = True
 
     def call(self, inputs: Any) -> Any:
         def convolved(inputs: Any) -> Any:

@@ -71,6 +71,7 @@ class Dense(Layer):
         self.input_spec = InputSpec(min_ndim=2)
 
     def build(self, input_shape: Any) -> None:
+        input_shape = self.begin_build(input_shape)
         dtype = tf.as_dtype(self.dtype)
         if not (dtype.is_floating or dtype.is_complex):
             raise TypeError(
@@ -98,6 +99,7 @@ class Dense(Layer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+        self.built = True
 
     def call(self, inputs: Any) -> Any:
         """

@@ -123,6 +123,7 @@ class BatchNormalization(Layer):
         self.moving_stddev = self.renorm_mean = self.renorm_stddev = None
 
     def build(self, input_shape: Any) -> None:
+        input_shape = self.begin_build(input_shape)
         if not input_shape.rank:
             raise ValueError("Input has undefined rank:", input_shape)
         sizes = input_shape.as_list()
@@ -216,7 +217,7 @@ class BatchNormalization(Layer):
         if self.virtual_batch_size is not None:
             y = steps.strided_groups(y, self.virtual_batch_size, back=True)
         y.set_shape(inputs.shape)
-        return y
+        return tf.identity(y, name=steps.output_name(self.fused, training))
 
     def _update(self, variables: dict[str, Any], batch: State, training: Any, y: Any) -> None:
         """The update operations; those of the renorm statistics come before, as control inputs."""
@@ -238,16 +239,18 @@ class BatchNormalization(Layer):
             # The output is normalized with what the renorm statistics were.
             with tf.control_dependencies([y]):
                 before = [moved(name, self.renorm_momentum) for name in ("renorm_mean", "renorm_stddev")]
-        names = ("cond_6", "cond_7") if self.renorm else ("cond_2", "cond_3")  # 1.15's, which had more of them
-        for update, variable, name in zip(
-            (lambda: moved("moving_mean"), moved_variance), (self.moving_mean, self.moving_variance), names, strict=True
+        # 1.15 has two conds for the moments before, two more for an adjustment, four more for renorm.
+        first = 2 + 2 * bool(self.adjustment) + 4 * bool(self.renorm)
+        updates = (lambda: moved("moving_mean"), moved_variance)
+        for number, (update, variable) in enumerate(
+            zip(updates, (self.moving_mean, self.moving_variance), strict=True), first
         ):
             with tf.control_dependencies(before):
                 if isinstance(training, bool) or self.fused:
                     self.add_update(update(), inputs=True)
                 else:
                     unchanged = lambda variable=variable: tf.identity(variable)  # noqa: E731
-                    self.add_update(v1.cond(training, update, unchanged, name=name), inputs=True)
+                    self.add_update(v1.cond(training, update, unchanged, name=f"cond_{number}"), inputs=True)
 
     def _flat(self, variable: Any) -> Any:
         """The value of a variable in the shape that `functional` wants."""
@@ -326,8 +329,8 @@ def batch_normalization(
     Example:
         >>> with tf.Graph().as_default():
         ...     y = batch_normalization(tf.ones([8, 3]), training=True, name="bn")
-        ...     [operation.name for operation in tf.compat.v1.get_collection("update_ops")]
-        ['bn/AssignMovingAvg', 'bn/AssignMovingAvg_1']
+        ...     len(tf.compat.v1.get_collection("update_ops")), y.name
+        (2, 'bn/batchnorm/add_1:0')
     """
     layer = BatchNormalization(
         axis=axis,

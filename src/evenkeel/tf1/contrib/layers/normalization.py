@@ -249,7 +249,10 @@ def _normalized(
         epsilon=epsilon,
         bessel_correction=path.keeps == "sample",
         sample_weight=weights,
+        cond="cond_1" if path is CONTRIB["legacy"] else None,  # 1.15 made that of the updates first there
     )
+    if path is CONTRIB["legacy"] or inputs.shape.rank == 4:
+        outputs = tf.identity(outputs, name=steps.output_name(path.keeps == "sample", training))
     if batch is None:
         return outputs
 

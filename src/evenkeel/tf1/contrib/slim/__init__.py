@@ -6,6 +6,7 @@ from __future__ import annotations
 from evenkeel.tf1.contrib import framework, layers, losses, metrics
 from evenkeel.tf1.contrib.framework import *  # noqa: F403
 from evenkeel.tf1.contrib.layers import *  # noqa: F403
+from evenkeel.tf1.contrib.layers import initializers, normalization, optimizers, regularizers
 from evenkeel.tf1.contrib.paths import missing, register
 from evenkeel.tf1.contrib.slim import evaluation, learning, model_analyzer, queues, summaries
 
@@ -13,11 +14,15 @@ __all__ = [
     *framework.__all__,
     *layers.__all__,
     "evaluation",
+    "initializers",
     "learning",
     "losses",
     "metrics",
     "model_analyzer",
+    "normalization",
+    "optimizers",
     "queues",
+    "regularizers",
     "summaries",
 ]
 
