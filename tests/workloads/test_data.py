@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from evenkeel.errors import InputError
-from evenkeel.workloads.data import digits, mnist, read_idx
+from evenkeel.idx import read_idx
+from evenkeel.workloads.data import digits, mnist
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = NAMES

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which verbs there are, and how a verb ends.
 
-A verb is a file in this folder. It has `HELP`, one line, and `run`, whose annotated parameters are its options.
+A verb is a file in this folder. It has `HELP`, one line, and `run`, whose annotated parameters are its options; and
+`CONTEXT`, settings of the command line, where it needs any.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def application() -> typer.Typer:
     result.callback(help="Batch normalization you can trust.")(lambda: None)
     for module in pkgutil.iter_modules(__path__):
         verb = importlib.import_module(f"{__name__}.{module.name}")
-        result.command(module.name, help=verb.HELP)(_one_line_at_the_end(verb.run))
+        settings = getattr(verb, "CONTEXT", None)
+        result.command(module.name, help=verb.HELP, context_settings=settings)(_one_line_at_the_end(verb.run))
     return result
 
 

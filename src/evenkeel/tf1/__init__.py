@@ -2,7 +2,7 @@
 """TensorFlow 1 as it was: `import evenkeel.tf1 as tf`.
 
 All of `tensorflow.compat.v1` is here, and in its old place what TensorFlow has taken out or changed: `tf.layers`,
-`tf.contrib`, the 1.15 numbers of `tf.nn` and of the moving averages. Graphs and sessions, so call
+`tf.contrib`, `tf.estimator`, the 1.15 numbers of `tf.nn` and of the moving averages. Graphs and sessions, so call
 `tf.disable_v2_behavior()` first, as ever. Keras is not imported.
 
 Example:
@@ -23,7 +23,8 @@ from evenkeel.tf1.passing import passing
 _ATTRIBUTES = {
     "BatchNormalizer": "helper",
     "ConvolutionalBatchNormalizer": "helper",
+    "import_graph_def": "saving",
 }
-_MODULES = ("contrib", "layers", "nn", "tflearn", "train")
+_MODULES = ("contrib", "estimator", "layers", "nn", "saved_model", "tflearn", "train")
 
 __getattr__, __dir__ = passing(__name__, "tensorflow.compat.v1", modules=_MODULES, attributes=_ATTRIBUTES)

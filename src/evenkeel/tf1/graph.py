@@ -41,14 +41,15 @@ def reaches(tensors: Iterable[Any], operation: Any) -> bool:
         ...     reaches([x], (x + 1).op), reaches([y], (x + 1).op)
         (True, False)
     """
-    wanted = {tensor.op for tensor in tensors}
-    seen, left = set(), [operation]
+    return not ancestors(operation).isdisjoint(tensor.op for tensor in tensors)
+
+
+def ancestors(operation: Any) -> set[Any]:
+    """What a session runs for an operation: itself, and all that it depends on by data or by control."""
+    seen, left = {operation}, [operation]
     while left:
         current = left.pop()
-        if current in wanted:
-            return True
-        if current not in seen:
-            seen.add(current)
-            left += [tensor.op for tensor in current.inputs]
-            left += current.control_inputs
-    return False
+        before = {*(tensor.op for tensor in current.inputs), *current.control_inputs} - seen
+        seen |= before
+        left.extend(before)
+    return seen

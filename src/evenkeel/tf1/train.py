@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an average goes after one more value: the moving averages that TensorFlow 2 does not show any more.
 
-`assign_moving_average` and `weighted_moving_average` were in `tensorflow.python.training.moving_averages`. All else of
-`tf.train` is TensorFlow's own; `ExponentialMovingAverage` has kept its numbers and names.
+`assign_moving_average` and `weighted_moving_average` were in `tensorflow.python.training.moving_averages`. `Saver` and
+`import_meta_graph` come from `saving`. All else of `tf.train` is TensorFlow's own; `ExponentialMovingAverage` has kept
+its numbers and names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from evenkeel.tf1.passing import passing
+from evenkeel.tf1.saving import MissingStatisticsWarning, Saver, import_meta_graph
 
 v1 = tf.compat.v1
 
@@ -119,3 +121,12 @@ def _unused(name: str) -> str:
     taken = () if scope.reuse else {variable.op.name for variable in scope.global_variables()}
     candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
     return next(candidate for candidate in candidates if f"{scope.name}/{candidate}" not in taken)
+
+
+__all__ = [
+    "MissingStatisticsWarning",
+    "Saver",
+    "assign_moving_average",
+    "import_meta_graph",
+    "weighted_moving_average",
+]

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from evenkeel.errors import InputError, MissingLibraryError
+from evenkeel.idx import by, find_idx, read_idx
 
-__all__ = ["CLASSES", "Dataset", "digits", "mnist", "read_idx"]
+__all__ = ["CLASSES", "Dataset", "digits", "mnist"]
 
 CLASSES = 10
 """The digits 0 to 9."""
@@ -79,69 +77,19 @@ def mnist(folder: Path) -> Dataset:
     test_images, test_labels = _part(folder, "t10k")
     if train_images.shape[1:] != test_images.shape[1:]:
         raise InputError(
-            f"{folder} has images of {_by(train_images.shape[1:-1])} pixels to train on and of "
-            f"{_by(test_images.shape[1:-1])} to test on; give two parts of one size"
+            f"{folder} has images of {by(train_images.shape[1:-1])} pixels to train on and of "
+            f"{by(test_images.shape[1:-1])} to test on; give two parts of one size"
         )
     return Dataset(train_images, train_labels, test_images, test_labels)
 
 
-def read_idx(path: Path, *, ndim: int) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not, whatever its name says.
-
-    Args:
-        path: the file.
-        ndim: how many dimensions it must have: 3 for images, 1 for labels.
-
-    Returns:
-        uint8, of the shape in the file's header.
-
-    Raises:
-        InputError: not such a file, or more or fewer bytes than its header announces.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "labels")
-        >>> path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 2, 1]))
-        11
-        >>> read_idx(path, ndim=1)
-        array([7, 2, 1], dtype=uint8)
-
-    References:
-        The layout is described on the page of MNIST: a magic number (0, 0, type, number of dimensions), one
-        big-endian int32 a dimension, the values.
-    """
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); download it again") from error
-
-    header = 4 + 4 * ndim
-    wanted = bytes([0, 0, 8, ndim])
-    if content[:4] != wanted:
-        raise InputError(
-            f"{path} starts with 0x{content[:4].hex()}, and an IDX file of unsigned bytes in {ndim} dimensions starts "
-            f"with 0x{wanted.hex()}; give the file of MNIST that has this name"
-        )
-    if len(content) < header:
-        raise InputError(f"{path} ends within its header, after {len(content)} of {header} bytes; download it again")
-    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4))
-    arrived, announced = len(content) - header, math.prod(shape)
-    if arrived != announced:
-        raise InputError(
-            f"{path} announces {_by(shape)} = {announced} values, and {arrived} arrived; download it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
 def _part(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one part, checked against each other."""
-    images_path = _find(folder, f"{name}-images-idx3-ubyte")
-    labels_path = _find(folder, f"{name}-labels-idx1-ubyte")
+    images_path = find_idx(folder, f"{name}-images-idx3-ubyte")
+    labels_path = find_idx(folder, f"{name}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, ndim=3), read_idx(labels_path, ndim=1)
     if not images.size:
-        raise InputError(f"{images_path} holds {_by(images.shape)} values, so no image; give at least one")
+        raise InputError(f"{images_path} holds {by(images.shape)} values, so no image; give at least one")
     if len(images) != len(labels):
         raise InputError(
             f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels; "
@@ -151,15 +99,3 @@ def _part(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         at = int(labels.argmax())
         raise InputError(f"{labels_path} has label {labels[at]} at position {at}; give labels 0 to {CLASSES - 1}")
     return np.divide(images, 255, dtype=np.float32)[..., np.newaxis], labels.astype(np.int64)
-
-
-def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
-            return path
-    raise InputError(f"{folder} has neither {name} nor {name}.gz; put the four IDX files of MNIST there")
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    """`28 x 28`."""
-    return " x ".join(map(str, shape))
