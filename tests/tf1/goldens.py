@@ -18,8 +18,8 @@ v1 = tf.compat.v1
 
 BASE = {"float32": 3e-6, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 FLOOR = {"float64": 1e-14}
-# Of the largest value, where 1.15 was not compared with float64. The README has 1e-5; in the convolutional trainings beta
-# after one step is a learning rate times a sum of 1024 gradients that cancel, and 3e-5 apart from run to run.
+# Of the largest value, where 1.15 was not compared with float64. The README has 1e-5; in the convolutional trainings,
+# beta after one step is a learning rate times a sum of 1024 gradients that cancel, and 3e-5 apart from run to run.
 UNMEASURED = 1e-4
 
 name = operator.itemgetter("id")  # of a case: `pytest.mark.parametrize("case", cases(...), ids=name)`
