@@ -64,6 +64,110 @@ streaming_true_positives = _predictions_first("true_positives")
 streaming_true_positives_at_thresholds = _predictions_first("true_positives_at_thresholds")
 
 
+def streaming_recall_at_k(
+    predictions: Any,
+    labels: Any,
+    k: int,
+    weights: Any = None,
+    metrics_collections: Any = None,
+    updates_collections: Any = None,
+    name: str | None = None,
+) -> Any:
+    """Share of examples whose label is among the `k` largest predictions.
+
+    Args:
+        predictions: shape `(batch, classes)`.
+        labels: integer, shape `(batch,)`.
+        weights: how much each example counts.
+
+    Returns:
+        The value so far, and the operation that adds a batch to it.
+    """
+    found = tf.cast(tf.math.in_top_k(targets=labels, predictions=predictions, k=k), tf.float32)
+    return streaming_mean(found, weights, metrics_collections, updates_collections, name or f"recall_at_{k}")
+
+
+def streaming_covariance(
+    predictions: Any,
+    labels: Any,
+    weights: Any = None,
+    metrics_collections: Any = None,
+    updates_collections: Any = None,
+    name: str | None = None,
+) -> Any:
+    """Sample covariance (n - 1) of two tensors of one shape; NaN of fewer than two values.
+
+    Args:
+        weights: how often each value counts; broadcasts to the shape.
+
+    Returns:
+        The value so far, and the operation that adds a batch to it.
+
+    References:
+        Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances.
+    """
+    with v1.variable_scope(name, "covariance", [predictions, labels]):
+        predictions, labels = (tf.cast(value, tf.float32) for value in (predictions, labels))
+        weights = tf.broadcast_to(tf.cast(1.0 if weights is None else weights, tf.float32), tf.shape(predictions))
+        kept = [_metric_variable(each) for each in ("count", "mean_prediction", "mean_label", "comoment")]
+        count, mean_prediction, mean_label, comoment = (tf.identity(variable) for variable in kept)
+        added = tf.reduce_sum(weights)
+        means = [tf.math.divide_no_nan(tf.reduce_sum(weights * it), added) for it in (predictions, labels)]
+        within = tf.reduce_sum(weights * (predictions - means[0]) * (labels - means[1]))
+        away = means[0] - mean_prediction, means[1] - mean_label
+        share = tf.math.divide_no_nan(added, count + added)
+        new = [
+            count + added,
+            mean_prediction + away[0] * share,
+            mean_label + away[1] * share,
+            comoment + within + away[0] * away[1] * count * share,
+        ]
+        with tf.control_dependencies(new):
+            assigned = [v1.assign(variable, value) for variable, value in zip(kept, new, strict=True)]
+        value = _covariance(comoment, count, "covariance")
+        with tf.control_dependencies(assigned):
+            update = _covariance(new[3], new[0], "update_op")
+        v1.add_to_collections(metrics_collections or [], value)
+        v1.add_to_collections(updates_collections or [], update)
+        return value, update
+
+
+def streaming_pearson_correlation(
+    predictions: Any,
+    labels: Any,
+    weights: Any = None,
+    metrics_collections: Any = None,
+    updates_collections: Any = None,
+    name: str | None = None,
+) -> Any:
+    """Pearson's correlation of two tensors of one shape; arguments and result as `streaming_covariance`."""
+    with v1.variable_scope(name, "pearson_r", [predictions, labels]):
+        both, first, second = (
+            streaming_covariance(left, right, weights, name=each)
+            for left, right, each in (
+                (predictions, labels, "covariance"),
+                (predictions, predictions, "variance_predictions"),
+                (labels, labels, "variance_labels"),
+            )
+        )
+        value, update = (
+            tf.truediv(both[number], tf.sqrt(first[number]) * tf.sqrt(second[number]), name=each)
+            for number, each in enumerate(("pearson_r", "update_op"))
+        )
+        v1.add_to_collections(metrics_collections or [], value)
+        v1.add_to_collections(updates_collections or [], update)
+        return value, update
+
+
+def _metric_variable(name: str) -> Any:
+    collections = [v1.GraphKeys.LOCAL_VARIABLES, v1.GraphKeys.METRIC_VARIABLES]
+    return v1.get_variable(name, [], initializer=v1.zeros_initializer(), trainable=False, collections=collections)
+
+
+def _covariance(comoment: Any, count: Any, name: str) -> Any:
+    return tf.where(count < 2, float("nan"), tf.math.divide_no_nan(comoment, count - 1), name=name)
+
+
 def accuracy(predictions: Any, labels: Any, weights: Any = None, name: str | None = None) -> Any:
     """Share of predictions that equal their label, in this batch.
 
@@ -123,6 +227,7 @@ __all__ = [
     "aggregate_metrics",
     "streaming_accuracy",
     "streaming_auc",
+    "streaming_covariance",
     "streaming_false_negatives",
     "streaming_false_negatives_at_thresholds",
     "streaming_false_positives",
@@ -134,10 +239,12 @@ __all__ = [
     "streaming_mean_relative_error",
     "streaming_mean_squared_error",
     "streaming_mean_tensor",
+    "streaming_pearson_correlation",
     "streaming_percentage_less",
     "streaming_precision",
     "streaming_precision_at_thresholds",
     "streaming_recall",
+    "streaming_recall_at_k",
     "streaming_recall_at_thresholds",
     "streaming_root_mean_squared_error",
     "streaming_sensitivity_at_specificity",
