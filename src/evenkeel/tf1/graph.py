@@ -32,6 +32,19 @@ def after(operations: Iterable[Any], outputs: Any) -> Any:
         return tf.nest.map_structure(tf.identity, outputs)
 
 
+def parts(variable: Any) -> list[Any]:
+    """The variables of a partitioned variable, or the variable."""
+    return [variable] if isinstance(variable, tf.Variable | tf.Tensor) else list(variable)
+
+
+def add_once(collection: str, elements: Iterable[Any]) -> None:
+    """Puts into a collection what is not there yet."""
+    held = v1.get_collection_ref(collection)
+    for element in elements:
+        if not any(element is other for other in held):
+            held.append(element)
+
+
 def reaches(tensors: Iterable[Any], operation: Any) -> bool:
     """Whether an operation depends on any of the tensors, by data or by control.
 

@@ -11,10 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from evenkeel.tf1.passing import passing
+from evenkeel.tf1.steps import fused_epsilon
 
 v1 = tf.compat.v1
-
-LEAST_EPSILON = 1.001e-5  # of the fused operation: what cuDNN takes, and a little more
 
 WITH_MEAN = "Both 'mean' and 'variance' must be None if is_training is True."
 
@@ -52,21 +51,15 @@ def weighted_moments(
         >>> mean.tolist(), variance.tolist()
         ([2.0], [1.0])
     """
-    if keep_dims is not None and keepdims is not None:
-        raise ValueError("Cannot specify both 'keep_dims' and 'keepdims'; give keepdims")
-    with v1.name_scope(name, "weighted_moments", [x, frequency_weights, axes]):
-        given = tf.convert_to_tensor(x, name="x")
-        # Cast before the sum: a float16 sum overflows at 65504.
-        x = tf.cast(given, "float32") if given.dtype == tf.float16 else given
-        weights = tf.cast(frequency_weights, x.dtype)
-        everywhere = weights + tf.zeros_like(x)
-        share = tf.math.reciprocal(tf.reduce_sum(everywhere, axes, keepdims=True))
-        mean = tf.reduce_sum(weights * x, axes, keepdims=True) * share
-        distance = tf.math.squared_difference(x, mean)
-        variance = tf.reduce_sum(weights * distance, axes, keepdims=True) * share
-        if not (keep_dims or keepdims):
-            mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-        return tf.cast(mean, given.dtype), tf.cast(variance, given.dtype)
+    x = tf.convert_to_tensor(x)
+    # Cast before the sum: a float16 sum overflows at 65504.
+    weights = tf.cast(frequency_weights, tf.float32 if x.dtype == tf.float16 else x.dtype)
+    total = tf.reduce_sum(tf.broadcast_to(weights, tf.shape(x)), axes, keepdims=True)
+    # 1, or NaN of a total of zero; on the way in it reaches the gradients, which TensorFlow 2 makes 0 too.
+    known = tf.stop_gradient(tf.cast(tf.truediv(total, total), x.dtype))
+    mean, variance = v1.nn.weighted_moments(x * known, axes, frequency_weights, name, keep_dims, keepdims)
+    known = tf.reshape(known, tf.shape(mean))
+    return mean * known, variance * known
 
 
 def fused_batch_norm(
@@ -111,7 +104,7 @@ def fused_batch_norm(
     if is_training and (mean is not None or variance is not None):
         raise ValueError(WITH_MEAN)
     y, batch_mean, batch_variance = v1.nn.fused_batch_norm(
-        x, scale, offset, mean, variance, max(epsilon, LEAST_EPSILON), data_format, is_training, name
+        x, scale, offset, mean, variance, fused_epsilon(epsilon), data_format, is_training, name
     )
     if is_training:
         return y, batch_mean, batch_variance

@@ -8,6 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from evenkeel.errors import ArgumentError
+from evenkeel.functional.batch_norm import Parameters
+from evenkeel.functional.moving import State
+from evenkeel.tf1 import steps
+from evenkeel.tf1.graph import after
 from evenkeel.tf1.train import assign_moving_average
 
 v1 = tf.compat.v1
@@ -31,7 +35,8 @@ def batch_normalization(
 ) -> Any:
     """Batch normalization over the last axis; `is_training` says with which statistics.
 
-    The moving statistics are updated whenever the output is computed in training; nothing goes to UPDATE_OPS.
+    The moving statistics are updated whenever the output is computed in training; nothing goes to UPDATE_OPS. Unlike
+    there, a batch that is not finite, is empty or has one value a channel leaves them alone.
 
     Args:
         incoming: float32, shape `(..., channels)`.
@@ -60,6 +65,10 @@ def batch_normalization(
          'BatchNormalization/moving_variance', 'BatchNormalization/is_training']
     """
     incoming = tf.convert_to_tensor(incoming)
+    if incoming.dtype != tf.float32:
+        raise TypeError(
+            f"incoming is {incoming.dtype.name}, and tflearn's variables are float32; tf.cast it to tf.float32"
+        )
     shape = incoming.shape.as_list()
     with v1.variable_scope(scope, default_name=name, values=[incoming], reuse=reuse) as opened:
 
@@ -76,19 +85,20 @@ def batch_normalization(
         moving_mean = channels("moving_mean", v1.zeros_initializer())
         moving_variance = channels("moving_variance", v1.ones_initializer())
 
-        def updated() -> list[Any]:
-            moments = v1.nn.moments(incoming, list(range(len(shape) - 1)))
-            updates = [
-                assign_moving_average(variable, value, decay, zero_debias=False)
-                for variable, value in zip((moving_mean, moving_variance), moments, strict=True)
-            ]
-            with v1.control_dependencies(updates):
-                return [tf.identity(value) for value in moments]
+        training = tf.convert_to_tensor(get_training_mode())
+        params = Parameters(tf.convert_to_tensor(scale), tf.convert_to_tensor(offset))
+        state = State(tf.convert_to_tensor(moving_mean), tf.convert_to_tensor(moving_variance))
+        normalized, batch = steps.step(incoming, params, state, training, axis=-1, epsilon=epsilon)
+        assert batch is not None, "the phase is a variable"
 
-        mean, variance = v1.cond(
-            get_training_mode(), updated, lambda: [tf.identity(moving_mean), tf.identity(moving_variance)]
-        )
-        y = v1.nn.batch_normalization(incoming, mean, variance, offset, scale, epsilon)
+        def updated() -> Any:
+            moved = (
+                assign_moving_average(variable, value, decay, zero_debias=False)
+                for variable, value in ((moving_mean, batch.moving_mean), (moving_variance, batch.moving_variance))
+            )
+            return after(moved, normalized)
+
+        y = v1.cond(training, updated, lambda: tf.identity(normalized))
     y.scope, y.beta, y.gamma = opened, offset, scale
     v1.add_to_collection(f"layer_tensor/{opened.name}", y)
     return y

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from evenkeel.errors import ArgumentError
-from evenkeel.tf1.graph import after, can_be_run, reaches
+from evenkeel.tf1.graph import add_once, after, can_be_run, parts, reaches
 from evenkeel.tf1.layers import arguments
 
 v1 = tf.compat.v1
@@ -153,16 +153,16 @@ class Layer:
                     synchronization=synchronization,
                     aggregation=aggregation,
                 )
-                parts = _parts(variable)
-                if regularizer and all(id(part) not in before for part in parts):
-                    for part in parts:
+                pieces = parts(variable)
+                if regularizer and all(id(part) not in before for part in pieces):
+                    for part in pieces:
                         with v1.name_scope(f"{name}/Regularizer"):
                             # Keras's regularizers do not know the type of a reference variable.
                             loss = regularizer(tf.convert_to_tensor(part))
                         if loss is not None:
                             self.add_loss(loss)
         # A custom getter may have decided otherwise.
-        learns = trainable and all(_contains(v1.trainable_variables(), part) for part in parts)
+        learns = trainable and all(_contains(v1.trainable_variables(), part) for part in pieces)
         self._weights.append((variable, learns if self.trainable else trainable))
         return variable
 
@@ -186,7 +186,7 @@ class Layer:
 
     def _variables(self, trainable: bool) -> list[Any]:
         """Its own, those that are its attributes, and those of the layers that are."""
-        made = [(part, learns) for kept, learns in self._weights for part in _parts(kept)]
+        made = [(part, learns) for kept, learns in self._weights for part in parts(kept)]
         mine = {id(variable) for variable, _ in made}
         held = [value for value in self._held() if isinstance(value, tf.Variable) and id(value) not in mine]
         made += [(variable, variable.trainable) for variable in held]
@@ -215,7 +215,7 @@ class Layer:
         """Scalars that belong to the loss; they go to REGULARIZATION_LOSSES."""
         new = tf.nest.flatten(losses)
         self._losses += [(loss, inputs is not None) for loss in new]
-        _add_to_collection(v1.GraphKeys.REGULARIZATION_LOSSES, new)
+        add_once(v1.GraphKeys.REGULARIZATION_LOSSES, new)
 
     @property
     def updates(self) -> list[Any]:
@@ -293,7 +293,7 @@ class Layer:
                     with v1.name_scope("ActivityRegularizer"):
                         loss = self.activity_regularizer(output)
                         self.add_loss(loss / tf.cast(tf.shape(output)[0], loss.dtype), inputs=True)
-        _add_to_collection(v1.GraphKeys.UPDATE_OPS, self.updates)
+        add_once(v1.GraphKeys.UPDATE_OPS, self.updates)
         return outputs
 
     def _check(self, tensor: Any) -> None:
@@ -341,20 +341,8 @@ class Layer:
             pass
 
 
-def _parts(variable: Any) -> list[Any]:
-    """The variables of a partitioned variable, or the variable."""
-    return [variable] if isinstance(variable, tf.Variable | tf.Tensor) else list(variable)
-
-
 def _contains(variables: Iterable[Any], variable: Any) -> bool:
     return any(other is variable for other in variables)
-
-
-def _add_to_collection(name: str, elements: Iterable[Any]) -> None:
-    collection = v1.get_collection_ref(name)
-    for element in elements:
-        if not any(element is other for other in collection):
-            collection.append(element)
 
 
 def snake_case(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from evenkeel.tf1.contrib.framework.scopes import add_arg_scope
+from evenkeel.tf1.graph import add_once
 
 v1 = tf.compat.v1
 
@@ -140,8 +141,7 @@ def global_variable(
 
 def add_model_variable(var: Any) -> None:
     """Puts a variable into MODEL_VARIABLES, once."""
-    if not any(var is other for other in v1.get_collection(v1.GraphKeys.MODEL_VARIABLES)):
-        v1.add_to_collection(v1.GraphKeys.MODEL_VARIABLES, var)
+    add_once(v1.GraphKeys.MODEL_VARIABLES, [var])
 
 
 def get_variables(

@@ -151,7 +151,8 @@ def group_norm(
         channels_axis: of the channels.
         reduction_axes: what else the mean and variance are taken over.
         center, scale: have beta, have gamma; one value a channel.
-        mean_close_to_zero: takes the variance as mean of squares minus squared mean, as 1.15 does.
+        mean_close_to_zero: 1.15 then took a shorter way to the same numbers, which is not right far from zero; taken,
+            and without effect.
 
     Raises:
         ValueError: groups that do not divide the channels, an unknown number of channels, a repeated axis.
@@ -176,11 +177,7 @@ def group_norm(
         grouped = tf.reshape(inputs, tf.stack([*sizes[:axis], groups, channels // groups, *sizes[axis + 1 :]]))
         # The axes behind the channels move by one; a group's own channels are at axis + 1.
         axes = [other + (other > axis) for other in reduced] + [axis + 1]
-        if mean_close_to_zero:
-            mean = tf.reduce_mean(grouped, axes, keepdims=True)
-            variance = tf.reduce_mean(tf.square(grouped), axes, keepdims=True) - tf.square(mean)
-        else:
-            mean, variance = v1.nn.moments(grouped, axes, keepdims=True)
+        mean, variance = v1.nn.moments(grouped, axes, keepdims=True)
         along = [1] * (rank + 1)
         along[axis : axis + 2] = [groups, channels // groups]
         beta, gamma = (value if value is None else tf.reshape(value, along) for value in (beta, gamma))

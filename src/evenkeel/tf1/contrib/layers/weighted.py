@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from evenkeel.tf1.contrib.framework.variables import model_variable
 from evenkeel.tf1.contrib.layers.utils import collect_named_outputs, get_variable_collections
+from evenkeel.tf1.graph import add_once, parts
 
 v1 = tf.compat.v1
 
@@ -68,11 +69,8 @@ def model_variable_getter(rename: Mapping[str, str] | None = None) -> Callable[.
 
 def add_variable_to_collections(variable: Any, variables_collections: Any, name: str) -> None:
     """Puts a variable, or each part of a partitioned one, into collections, once."""
-    parts = [variable] if isinstance(variable, tf.Variable | tf.Tensor) else list(variable)
     for collection in get_variable_collections(variables_collections, name) or []:
-        for part in parts:
-            if not any(part is other for other in v1.get_collection(collection)):
-                v1.add_to_collection(collection, part)
+        add_once(collection, parts(variable))
 
 
 def finish(
