@@ -22,6 +22,7 @@ FOREIGN = {
     "safetensors",
     "sklearn",
     "tensorflow",
+    "tf_keras",
     "torch",
     "typer",
 }
@@ -122,7 +123,7 @@ def test_every_room_is_in_the_table():
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_only_public_names_of_other_libraries(module):
-    private = ("keras.src", "tensorflow.python", "torch._", "jax._src", "jax.interpreters")
+    private = ("keras.src", "tensorflow.python", "tf_keras.src", "torch._", "jax._src", "jax.interpreters")
     assert [name for name in imports(ast.parse(MODULES[module].read_text())) if name.startswith(private)] == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
-HEAVY = ["flax", "h5py", "jax", "keras", "matplotlib", "safetensors", "sklearn", "tensorflow", "torch"]
+HEAVY = ["flax", "h5py", "jax", "keras", "matplotlib", "safetensors", "sklearn", "tensorflow", "tf_keras", "torch"]
 
 
 def printed(code):

@@ -299,3 +299,66 @@ def test_without_its_files_it_says_which(tmp_path):
     process = ended(tmp_path, MLP)
     assert process.returncode == 1
     assert "train-labels-idx1-ubyte" in process.stderr and "Nothing is downloaded" in process.stderr
+
+
+# The page has fragments: what stands between them is filled in.
+KERAS = """
+import numpy as np
+import tensorflow
+import tensorflow as tf
+
+data = np.random.RandomState(0)
+tf_batch_data = tf.placeholder(tf.float32, [None, 5])
+tf_batch_labels = tf.placeholder(tf.float32, [None, 1])
+inputs = tf.keras.layers.Input(tensor=tf_batch_data)
+h = tf.keras.layers.Dense(8, use_bias=False)(inputs)
+h = tf.keras.layers.BatchNormalization(momentum=0.9, name='batchnorm_layer_name')(h)
+model = tf.keras.Model(inputs, tf.keras.layers.Dense(1)(tf.keras.layers.Activation('relu')(h)))
+loss = tf.reduce_mean(tf.square(model.output - tf_batch_labels))
+optimizer = tf.train.GradientDescentOptimizer(0.05)
+
+update_ops  = model.updates
+with tf.control_dependencies(update_ops):
+     train_op = optimizer.minimize( loss )
+
+tf_sess = tf.Session()
+tf.keras.backend.set_session(tf_sess)
+tf_sess.run(tf.global_variables_initializer())
+for step in range(300):
+    bd = data.normal(3, 2, [32, 5])
+    bl = bd[:, :1] - bd[:, 1:2]
+    # train
+    lo, _ = tf_sess.run(fetches=[loss, train_op],
+                        feed_dict={tf_batch_data: bd,
+                                   tf_batch_labels: bl,
+                                   tensorflow.keras.backend.learning_phase(): 1})
+print(lo)
+# eval
+bd = data.normal(3, 2, [1000, 5])
+lo = tf_sess.run(fetches=[loss],
+                 feed_dict={tf_batch_data: bd,
+                            tf_batch_labels: bd[:, :1] - bd[:, 1:2],
+                            tensorflow.keras.backend.learning_phase(): 0})
+print(lo[0])
+
+w = model.get_layer('batchnorm_layer_name').get_weights()
+# Order: [gamma, beta, mean, std]
+for j in range(len(w[0])):
+    gamma = w[0][j]
+    beta = w[1][j]
+    run_mean = w[2][j]
+    run_std = w[3][j]
+    w[2][j] = run_mean + 1
+    w[3][j] = 4 * run_std
+
+model.get_layer('batchnorm_layer_name').set_weights(w)
+now = tf_sess.run(model.get_layer('batchnorm_layer_name').weights)
+print([a.tolist() == b.tolist() for a, b in zip(now, w)])
+"""
+
+
+def test_keras_with_an_optimizer_of_tensorflow(tmp_path):
+    (trained, served, kept), errors = run(tmp_path, KERAS)
+    assert float(trained) < 0.5 and float(served) < 0.5
+    assert kept == "[True, True, True, True]"
+    assert "never updated" not in errors

@@ -6,17 +6,18 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import typer
@@ -25,30 +26,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evenkeel.errors import ArgumentError, InputError, MissingLibraryError
 from evenkeel.files import replacing
+from evenkeel.workloads.training import SUFFIXES, Settings, Trainer
 
 if TYPE_CHECKING:
-    import keras
-
     from evenkeel.workloads.data import Dataset
 
 HELP = "Train a small network with batch norm on handwritten digits, and show that what it saves predicts the same."
 
-MODEL, HISTORY, CURVES = "model.keras", "history.json", "curves.png"
+HISTORY, CURVES = "history.json", "curves.png"
 HEADER = "epoch   train loss   train accuracy   test loss   test accuracy"
-
-
-class Settings(NamedTuple):
-    """What decides every number of a run; `--resume` asks for the same again."""
-
-    model: str
-    data: str
-    backend: str
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    renorm: bool
-    virtual_batch_size: int | None
-    seed: int
 
 
 class Row(NamedTuple):
@@ -71,7 +57,7 @@ class Saved(NamedTuple):
     """A run as its folder keeps it, in `history.json`.
 
     settings: of the run.
-    checkpoint: name of the file beside it that has the network and its optimizer after the last of `epochs`.
+    checkpoint: name of what beside it has the network and its optimizer after the last of `epochs`.
     epochs: a row each, from the first on.
     """
 
@@ -81,6 +67,10 @@ class Saved(NamedTuple):
 
 
 def run(
+    api: Annotated[
+        Literal["evenkeel", "helper", "layers", "contrib", "estimator", "keras"],
+        typer.Option(help="What the network is written with: ours, or one of TensorFlow 1's."),
+    ] = "evenkeel",
     model: Annotated[Literal["mlp", "convnet", "resnet"], typer.Option(help="The network.")] = "mlp",
     data: Annotated[
         Path | None, typer.Option(help="Folder with the four IDX files of MNIST; without it, scikit-learn's digits.")
@@ -119,16 +109,18 @@ def run(
         renorm=renorm,
         virtual_batch_size=virtual_batch_size,
         seed=seed,
+        api=api,
     )
+    _check(settings)
     if resume and overwrite:
         raise ArgumentError("--resume and --overwrite were given; give one of them")
     saved = _previous(out, settings, epochs) if resume else _nothing_yet(out, settings, overwrite=overwrite)
     dataset = _dataset(data, seed)
     _import_keras(backend)
+    network = _new(settings, dataset.train_images)
     if resume:
-        network = _load(out / saved.checkpoint)
+        network.restore(out / saved.checkpoint)
     else:
-        network = _new(settings, dataset)
         _clear(out)
         _save(out, network, saved)
 
@@ -143,16 +135,30 @@ def run(
             advance = functools.partial(progress.advance, bar)
             remaining = range(len(saved.epochs) + 1, epochs + 1)
             for row in _epochs(remaining, network, dataset, settings, after_step=advance):
-                saved = Saved(settings, f"checkpoint-{row.epoch}.keras", [*saved.epochs, row])
+                saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
                 _save(out, network, saved)
                 console.print(_line(row))
-        _save(out, network, saved._replace(checkpoint=MODEL))
+        model_name = _name("model", settings)
+        _save(out, network, saved._replace(checkpoint=model_name))
         _plot(out, saved.epochs)
-        console.print(f"{out} has {MODEL}, {HISTORY} and {CURVES}.")
-        _compare(console, network, out / MODEL, dataset.test_images, settings)
+        console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
+        _compare(console, network, out / model_name, dataset.test_images, settings)
     except KeyboardInterrupt:
         done = f"{out} has {len(saved.epochs)} of {epochs} epochs"
         raise KeyboardInterrupt(f"{done}; the same command with --resume goes on") from None
+
+
+def _check(settings: Settings) -> None:
+    """Whether the API can do what was asked; ours can do all."""
+    if settings.api == "evenkeel":
+        return
+    for name, wanted in (("model", "mlp"), ("backend", "tensorflow"), ("renorm", False), ("virtual_batch_size", None)):
+        value = getattr(settings, name)
+        if value != wanted:
+            option = f"--{name.replace('_', '-')}"
+            given = option if value is True else f"{option} {value}"
+            remedy = f"give {option} {wanted}" if wanted else "leave it out"
+            raise ArgumentError(f"{given} needs --api evenkeel, and --api {settings.api} was given; {remedy}")
 
 
 # The folder of a run.
@@ -167,7 +173,7 @@ def _nothing_yet(out: Path, settings: Settings, *, overwrite: bool) -> Saved:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made a folder ({error.strerror}); give another --out") from error
-    return Saved(settings, "checkpoint-0.keras", [])
+    return Saved(settings, _name("checkpoint-0", settings), [])
 
 
 def _previous(out: Path, settings: Settings, epochs: int) -> Saved:
@@ -192,25 +198,36 @@ def _previous(out: Path, settings: Settings, epochs: int) -> Saved:
     return saved
 
 
+def _name(stem: str, settings: Settings) -> str:
+    return stem + SUFFIXES[settings.api]
+
+
 def _files(out: Path) -> list[Path]:
-    """What earlier runs left in `out`."""
-    return [path for path in (out / HISTORY, out / MODEL, out / CURVES) if path.exists()] + _checkpoints(out)
+    """What earlier runs left in `out`, some of it folders."""
+    models = {f"model{suffix}" for suffix in SUFFIXES.values()}
+    return [path for name in (HISTORY, *sorted(models), CURVES) if (path := out / name).exists()] + _checkpoints(out)
 
 
 def _checkpoints(out: Path) -> list[Path]:
     """With those that a killed process left half written."""
-    return sorted(out.glob("*checkpoint-*.keras"))
+    return sorted(path for suffix in set(SUFFIXES.values()) for path in out.glob(f"*checkpoint-*{suffix}"))
 
 
 def _clear(out: Path) -> None:
     for path in _files(out):
-        path.unlink()
+        _remove(path)
 
 
-def _save(out: Path, network: keras.Model, saved: Saved) -> None:
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _save(out: Path, network: Trainer, saved: Saved) -> None:
     """Write the network, then the history that names it, then remove older ones: the folder is whole at any moment."""
-    with replacing(out / saved.checkpoint) as path:
-        network.save(path)
+    _write(network, out / saved.checkpoint)
     content = {
         "settings": saved.settings._asdict(),
         "checkpoint": saved.checkpoint,
@@ -220,7 +237,20 @@ def _save(out: Path, network: keras.Model, saved: Saved) -> None:
         path.write_text(json.dumps(content, indent=1) + "\n")
     for path in _checkpoints(out):
         if path.name != saved.checkpoint:
-            path.unlink()
+            _remove(path)
+
+
+def _write(network: Trainer, path: Path) -> None:
+    """As `replacing` does, but what the network writes may be a folder."""
+    partial = path.with_name(f"partial-{path.name}")
+    _remove(partial)
+    try:
+        network.save(partial)
+        if path.is_dir():  # a file is replaced at once
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)
 
 
 # Data, network, training.
@@ -261,69 +291,25 @@ def _quiet() -> Iterator[None]:
         os.close(stderr)
 
 
-def _new(settings: Settings, dataset: Dataset) -> keras.Model:
-    """An untrained network; the settings decide its weights."""
-    import keras
-
-    from evenkeel import BatchNormalization
-    from evenkeel.workloads import models
-    from evenkeel.workloads.data import CLASSES
-
-    normalization = functools.partial(
-        BatchNormalization,
-        momentum=settings.momentum,
-        renorm=settings.renorm,
-        renorm_momentum=settings.momentum,
-        virtual_batch_size=settings.virtual_batch_size,
-    )
-    with _quiet():  # Keras seeds TensorFlow too, where it is installed, and for that imports it
-        keras.utils.set_random_seed(settings.seed)
-    network = getattr(models, settings.model)(dataset.train_images.shape[1:], CLASSES, normalization)
-    _compile(network, optimizer=keras.optimizers.SGD(settings.learning_rate))
+def _new(settings: Settings, images: np.ndarray) -> Trainer:
+    """An untrained network for such images; the settings decide its weights."""
+    with _quiet():  # TensorFlow may be imported only here, and Keras seeds it where it is installed
+        module = importlib.import_module(f"evenkeel.workloads.apis.{settings.api}")
+        network: Trainer = module.Network(settings, images.shape[1:])
     return network
 
 
-def _load(path: Path) -> keras.Model:
-    import keras
-
-    import evenkeel.layers.keras  # noqa: F401  (registers the layer)
-
-    try:
-        return keras.saving.load_model(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be loaded ({reason}); start again with --overwrite") from error
-
-
-def _compile(network: keras.Model, **arguments: Any) -> None:
-    import keras
-
-    network.compile(
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        **arguments,
-    )
-
-
 def _epochs(
-    numbers: range, network: keras.Model, dataset: Dataset, settings: Settings, *, after_step: Callable[[], None]
+    numbers: range, network: Trainer, dataset: Dataset, settings: Settings, *, after_step: Callable[[], None]
 ) -> Iterator[Row]:
     """Train `network`, epoch after epoch. Each depends on the weights, the seed and its own number alone."""
-    import keras
-
-    from evenkeel.workloads.models import InTrainingPhase
-
-    in_training_phase = InTrainingPhase(network)
-    _compile(in_training_phase)
-    callbacks = [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: after_step())]
-    batches = {"batch_size": settings.batch_size, "verbose": 0}
     for epoch in numbers:
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(dataset.train_labels))
         images, labels = dataset.train_images[order], dataset.train_labels[order]
-        network.fit(images, labels, shuffle=False, callbacks=callbacks, **batches)
-        train = in_training_phase.evaluate(images, labels, return_dict=True, **batches)
-        test = network.evaluate(dataset.test_images, dataset.test_labels, return_dict=True, **batches)
-        row = Row(epoch, *(float(part[name]) for part in (train, test) for name in ("loss", "accuracy")))
+        network.epoch(images, labels, after_step=after_step)
+        train = network.evaluate(images, labels, training=True)
+        test = network.evaluate(dataset.test_images, dataset.test_labels, training=False)
+        row = Row(epoch, *train, *test)
         if not math.isfinite(row.train_loss + row.test_loss):
             raise ArgumentError(
                 f"--learning-rate {settings.learning_rate} led to losses of {row.train_loss} and {row.test_loss} "
@@ -367,9 +353,9 @@ def _plot(out: Path, rows: list[Row]) -> None:
         figure.savefig(path)
 
 
-def _compare(console: Console, network: keras.Model, path: Path, images: np.ndarray, settings: Settings) -> None:
+def _compare(console: Console, network: Trainer, path: Path, images: np.ndarray, settings: Settings) -> None:
     """Predict with the network in memory and with `path` in a fresh process, and say whether any bit differs."""
-    here = network.predict(images, batch_size=settings.batch_size, verbose=0)
+    here = network.predict(images)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         there = fresh.submit(_predictions, path, images, settings).result()
     if here.tobytes() != there.tobytes():
@@ -382,4 +368,6 @@ def _compare(console: Console, network: keras.Model, path: Path, images: np.ndar
 def _predictions(path: Path, images: np.ndarray, settings: Settings) -> np.ndarray:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     _import_keras(settings.backend)
-    return _load(path).predict(images, batch_size=settings.batch_size, verbose=0)
+    network = _new(settings, images)
+    network.restore(path)
+    return network.predict(images)

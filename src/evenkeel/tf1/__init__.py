@@ -3,7 +3,7 @@
 
 All of `tensorflow.compat.v1` is here, and in its old place what TensorFlow has taken out or changed: `tf.layers`,
 `tf.contrib`, `tf.estimator`, the 1.15 numbers of `tf.nn` and of the moving averages. Graphs and sessions, so call
-`tf.disable_v2_behavior()` first, as ever. Keras is not imported.
+`tf.disable_v2_behavior()` first, as ever. `tf.keras` is Keras 2, imported when it is asked for.
 
 Example:
     >>> import evenkeel.tf1 as tf
@@ -25,6 +25,6 @@ _ATTRIBUTES = {
     "ConvolutionalBatchNormalizer": "helper",
     "import_graph_def": "saving",
 }
-_MODULES = ("contrib", "estimator", "layers", "nn", "saved_model", "tflearn", "train")
+_MODULES = ("compat", "contrib", "estimator", "keras", "layers", "nn", "saved_model", "tflearn", "train")
 
 __getattr__, __dir__ = passing(__name__, "tensorflow.compat.v1", modules=_MODULES, attributes=_ATTRIBUTES)

@@ -21,6 +21,11 @@ from evenkeel.errors import MissingLibraryError
 
 VERSION = "1.15.5"  # what the program is promised; TensorFlow 2's own number would send it down other paths
 
+# Modules that Keras kept its layers in; all are to be had from `layers` itself.
+_KERAS_LAYERS = (
+    *("advanced_activations", "convolutional", "core", "embeddings", "local", "merge", "noise", "normalization"),
+    *("pooling", "recurrent", "wrappers"),
+)
 # A name of TensorFlow 1 -> the modules that answer for it, the first that knows wins. Names that are not here lie in
 # the module above: as its attribute, or as a module below it.
 _PLACES: dict[str, tuple[str, ...]] = {
@@ -28,6 +33,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "tensorflow.compat.v1": ("evenkeel.tf1",),
     "tensorflow.contrib.autograph": ("tensorflow.autograph",),
     "tensorflow.contrib.data": ("tensorflow.compat.v1.data.experimental", "tensorflow.compat.v1.data"),
+    "tensorflow.contrib.keras": ("evenkeel.tf1.keras",),
     "tensorflow.contrib.learn.datasets.mnist": ("evenkeel.tf1.examples",),
     "tensorflow.contrib.learn.python.learn.datasets.mnist": ("evenkeel.tf1.examples",),
     "tensorflow.contrib.saved_model": ("tensorflow.compat.v1.saved_model",),
@@ -35,6 +41,12 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "tensorflow.core": ("tensorflow.core",),
     "tensorflow.examples.tutorials.mnist": ("evenkeel.tf1.examples",),
     "tensorflow.examples.tutorials.mnist.input_data": ("evenkeel.tf1.examples",),
+    "tensorflow.keras.engine": ("evenkeel.tf1.keras.layers", "evenkeel.tf1.keras"),
+    "tensorflow.keras.engine.topology": ("evenkeel.tf1.keras.layers", "evenkeel.tf1.keras"),
+    "tensorflow.keras.engine.training": ("evenkeel.tf1.keras",),
+    "tensorflow.keras.utils.np_utils": ("evenkeel.tf1.keras.utils",),
+    "tensorflow.keras.utils.vis_utils": ("evenkeel.tf1.keras.utils",),
+    **{f"tensorflow.keras.layers.{name}": ("evenkeel.tf1.keras.layers",) for name in _KERAS_LAYERS},
     "tensorflow.python": ("tensorflow.python",),
     "tensorflow.python.layers": ("evenkeel.tf1.layers",),
     "tensorflow.python.layers.layers": ("evenkeel.tf1.layers",),
@@ -46,7 +58,9 @@ _WANDERED = ("tensorflow.python.framework.", "tensorflow.python.ops.")
 _VERSIONS = {"tensorflow.VERSION", "tensorflow.__version__", "tensorflow.version.VERSION"}
 
 _NETS = "tensorflow.contrib.slim.nets"
-# The networks of tf_slim import its layers; a longer name counts before a shorter one.
+# What programs import by another name; a longer name counts before a shorter one. Keras by itself was Keras 2.
+_RENAMED = {"keras": "tensorflow.keras", "tensorflow.python.keras": "tensorflow.keras"}
+# The networks of tf_slim import its layers.
 _TF_SLIM = {
     "tf_slim.layers": "tensorflow.contrib.layers.python.layers",
     "tf_slim.nets": _NETS,
@@ -122,7 +136,8 @@ def as_in_tensorflow_1(folder: str | os.PathLike[str]) -> Iterator[None]:
                 raise ImportError(str(error), name=path) from None
         if fromlist:
             return module
-        return _module(_TF_SLIM.get(name.split(".")[0], "tensorflow"))
+        first = name.split(".")[0]
+        return _module({**_RENAMED, **_TF_SLIM}.get(first, "tensorflow"))
 
     builtins.__import__ = program_import
     added = list(_give_back())
@@ -164,16 +179,14 @@ def _places(folder: str | os.PathLike[str]) -> dict[Path, str]:
 
 def _old_name(name: str, importer: Mapping[str, Any], places: Mapping[Path, str]) -> str | None:
     """The name of TensorFlow 1 that a module asks for; None where it asks for something else, or is not to have it."""
-    first = name.partition(".")[0]
-    if first not in ("tensorflow", "tf_slim"):
+    if name.partition(".")[0] not in ("keras", "tensorflow", "tf_slim"):
         return None
     kind = _kind(importer, places)
-    if first == "tensorflow":
-        return None if kind == "installed" else name
-    if kind != "nets":
+    if kind == "installed":
         return None
-    start = next(start for start in _TF_SLIM if f"{name}.".startswith(f"{start}."))
-    return _TF_SLIM[start] + name[len(start) :]
+    renamed = {**_RENAMED, **(_TF_SLIM if kind == "nets" else {}), "tensorflow": "tensorflow"}
+    start = next((start for start in renamed if f"{name}.".startswith(f"{start}.")), None)
+    return start and renamed[start] + name[len(start) :]
 
 
 def _kind(importer: Mapping[str, Any], places: Mapping[Path, str]) -> str:

@@ -19,7 +19,8 @@ v1 = tf.compat.v1
 NEVER_UPDATED = (
     "evenkeel: trained, but the moving statistics of {normalizers} were never updated, for no session ran their "
     "operations in tf.GraphKeys.UPDATE_OPS: inference will not match training. Put "
-    "`with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):` round the minimize of the optimizer"
+    "`with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):` round the minimize of the optimizer "
+    "(Keras keeps them in model.updates)"
 )
 _SHOWN = 5
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ v1 = tf.compat.v1
 
 _OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 _STATISTICS = ("moving_", "renorm_")
+_DEPTH = 10
+_GIVEN = ("Const", "Placeholder", "PlaceholderWithDefault", "VariableV2", "VarHandleOp")
 
 
 class Seen(NamedTuple):
@@ -23,15 +26,21 @@ class Seen(NamedTuple):
     run: names of the operations that a fetch needed.
     trained: names of the operations of an optimizer among them.
     waiting: normalizer -> names of its update operations, as of the last `run` that fetched something new.
+    sources: normalizer -> names of the operations that the updates come from, the statistics of its batch among them.
     """
 
     run: set[str]
     trained: set[str]
     waiting: dict[str, set[str]]
+    sources: dict[str, set[str]]
 
     def never_updated(self) -> list[str]:
-        """The normalizers none of whose updates were run, if anything was trained."""
-        return [name for name, updates in self.waiting.items() if self.trained and not updates & self.run]
+        """The normalizers that saw a batch and none of whose updates were run, if anything was trained."""
+        return [
+            name
+            for name, updates in self.waiting.items()
+            if self.trained and self.sources[name] & self.run and not updates & self.run
+        ]
 
 
 @contextlib.contextmanager
@@ -53,7 +62,7 @@ def watched() -> Iterator[list[Seen]]:
 
     def ran(graph: Any, fetches: Any) -> None:
         if graph not in of_graph:
-            of_graph[graph] = Seen(set(), set(), {})
+            of_graph[graph] = Seen(set(), set(), {}, {})
             seen.append(of_graph[graph])
         _note(of_graph[graph], graph, fetches)
 
@@ -88,11 +97,14 @@ def _note(seen: Seen, graph: Any, fetches: Any) -> None:
             seen.run.add(operation.name)
             if operation.type.startswith(_OPTIMIZERS):
                 seen.trained.add(operation.name)
-            todo += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+            todo += _before(operation)
     seen.waiting.clear()
-    for operation in _operations(graph, graph.get_collection(v1.GraphKeys.UPDATE_OPS)):
-        if normalizer := _normalizer(operation):
+    seen.sources.clear()
+    for operation in _operations(graph, graph.get_collection(v1.GraphKeys.UPDATE_OPS) + _updates_of_keras(graph)):
+        normalizer, sources = _normalizer(operation)
+        if normalizer:
             seen.waiting.setdefault(normalizer, set()).add(operation.name)
+            seen.sources.setdefault(normalizer, set()).update(sources)
 
 
 def _operations(graph: Any, fetches: Any) -> Iterator[Any]:
@@ -111,11 +123,29 @@ def _operations(graph: Any, fetches: Any) -> Iterator[Any]:
             yield getattr(found, "op", found)
 
 
-def _normalizer(operation: Any) -> str | None:
-    """The scope of the statistic that an operation updates; None where it updates something else."""
-    holders = [tensor.op.name for tensor in operation.inputs if tensor.op.type in ("VariableV2", "VarHandleOp")]
-    for holder in holders:
-        scope, _, name = holder.rpartition("/")
-        if name.startswith(_STATISTICS):
-            return scope or name
-    return None
+def _before(operation: Any) -> list[Any]:
+    return [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+
+
+def _updates_of_keras(graph: Any) -> list[Any]:
+    """What is in no collection: the updates of the Keras normalizers that may move."""
+    keras = sys.modules.get("evenkeel.tf1.keras.normalization")
+    return [update for layer in keras.called_in(graph) for update in layer.updates] if keras else []
+
+
+def _normalizer(operation: Any) -> tuple[str | None, set[str]]:
+    """The scope of the statistic that an operation updates, None where it updates something else; what it comes from.
+
+    Under a tensor phase the statistic is a few operations before the one that ends the cond; it is the nearest, for
+    those of other normalizers come in through the batch.
+    """
+    normalizer, sources, level = None, set(), [operation]
+    for _ in range(_DEPTH):
+        level = [before for holder in level for before in _before(holder)]
+        for holder in level:
+            scope, _, name = holder.name.rpartition("/")
+            if holder.type not in _GIVEN:
+                sources.add(holder.name)
+            elif normalizer is None and name.startswith(_STATISTICS):
+                normalizer = scope or name
+    return normalizer, sources

@@ -84,6 +84,10 @@ def training(x, gamma, beta, *, axis: int, epsilon: float, activation: str | Non
             return (y, mean, variance), lambda dy, *_: _pulled_back(dy, features, x, gamma, mean, variance, epsilon)
 
         y, mean, variance = normalize(x, gamma, beta)
+    elif v1.get_default_graph().building_function:
+        # To save a model, TensorFlow traces each registered gradient by itself, without an operation to ask.
+        y, mean, variance = formula(x, gamma, beta)
+        y = _activate(y, activation)
     else:
         # In a graph of TensorFlow 1, tf.custom_gradient looks for variables that the result depends on, and refuses
         # theirs. So what the gradient wants goes through one operation, whose gradient is registered below.

@@ -8,22 +8,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from evenkeel.backends.tensorflow import primitives
-from evenkeel.functional import moving
-from evenkeel.functional.batch_norm import Parameters
 from evenkeel.functional.layout import Layout
-from evenkeel.functional.moving import State
-from evenkeel.functional.renorm import Limits, Renorm
 from evenkeel.tf1 import steps
 from evenkeel.tf1.layers.base import InputSpec, Layer
-from evenkeel.tf1.train import assign_moving_average
+from evenkeel.tf1.normalizer import Normalizer
 
 v1 = tf.compat.v1
 
 _CLIPPING_KEYS = ["rmax", "rmin", "dmax"]
 
 
-class BatchNormalization(Layer):
+class BatchNormalization(Normalizer, Layer):
     """Batch normalization of `tf.layers` in TensorFlow 1.15, with its names, its collections and its numbers.
 
     Two update operations a call go to UPDATE_OPS; run them with the training step:
@@ -132,19 +127,11 @@ class BatchNormalization(Layer):
         if None in (sizes[axis] for axis in channels):
             raise ValueError("Input has undefined `axis` dimension. Input shape: ", input_shape)
         self._check_virtual_batches(channels)
-        self.fused = bool(
-            self.fused
-            and len(sizes) == 4
-            and channels in ([1], [3])
-            and not self.renorm
-            and self.virtual_batch_size is None
-            and self.adjustment is None
-        )
+        self.fused = bool(self.fused) and self.can_be_fused(len(sizes), channels)
         if self.fused or self.renorm:
             steps.check_fused_type(self._dtype, "give fused=False and renorm=False for float64")
         self.input_spec = InputSpec(ndim=len(sizes), axes={axis: sizes[axis] for axis in channels})
-        self._layout = Layout.of(len(sizes), channels)
-        shape = list(self._layout.parameter_shape(tuple(sizes)))
+        shape = list(Layout.of(len(sizes), channels).parameter_shape(tuple(sizes)))
         if self.virtual_batch_size is not None:
             # As 1.15 stores them: with the dimension of the groups, even for one axis.
             full = [size if axis in channels else 1 for axis, size in enumerate(sizes)]
@@ -195,74 +182,9 @@ class BatchNormalization(Layer):
         Returns:
             Shape and type of `inputs`.
         """
-        steps.check_type(inputs)
-        training = steps.phase(training)
-        adjustment = self.adjustment
-        x = inputs if self.virtual_batch_size is None else steps.strided_groups(inputs, self.virtual_batch_size)
-        variables = {name: getattr(self, name) for name in State._fields[:-1]}
-        y, batch = steps.step(
-            x,
-            Parameters(self._flat(self.gamma), self._flat(self.beta)),
-            State(**{name: self._flat(value) for name, value in variables.items()}),
-            training,
-            axis=self.axis,
-            epsilon=steps.fused_epsilon(self.epsilon) if self.fused else self.epsilon,
-            bessel_correction=self.fused,
-            renorm=Renorm(Limits.of(self.renorm_clipping), momentum=0.0) if self.renorm else None,
-            virtual_batch_size=self.virtual_batch_size,
-            adjustment=adjustment and (lambda _: adjustment(tf.shape(inputs))),
-        )
-        if batch is not None and self.trainable:
-            self._update(variables, batch, training, y)
-        if self.virtual_batch_size is not None:
-            y = steps.strided_groups(y, self.virtual_batch_size, back=True)
-        y.set_shape(inputs.shape)
-        return tf.identity(y, name=steps.output_name(self.fused, training))
-
-    def _update(self, variables: dict[str, Any], batch: State, training: Any, y: Any) -> None:
-        """The update operations; those of the renorm statistics come before, as control inputs."""
-
-        def moved(name: str, momentum: Any = self.momentum) -> Any:
-            variable = variables[name]
-            value = tf.reshape(getattr(batch, name), variable.shape)
-            return assign_moving_average(variable, value, momentum, zero_debias=False)
-
-        def moved_variance() -> Any:
-            if not self.renorm:
-                return moved("moving_variance")
-            variance = moving.variance_of(primitives, moved("moving_stddev"), self.epsilon)
-            with v1.name_scope("AssignNewValue") as scope:
-                return v1.assign(self.moving_variance, variance, name=scope)
-
-        before = []
-        if self.renorm:
-            # The output is normalized with what the renorm statistics were.
-            with tf.control_dependencies([y]):
-                before = [moved(name, self.renorm_momentum) for name in ("renorm_mean", "renorm_stddev")]
-        # 1.15 has two conds for the moments before, two more for an adjustment, four more for renorm.
-        first = 2 + 2 * bool(self.adjustment) + 4 * bool(self.renorm)
-        updates = (lambda: moved("moving_mean"), moved_variance)
-        for number, (update, variable) in enumerate(
-            zip(updates, (self.moving_mean, self.moving_variance), strict=True), first
-        ):
-            with tf.control_dependencies(before):
-                if isinstance(training, bool) or self.fused:
-                    self.add_update(update(), inputs=True)
-                else:
-                    unchanged = lambda variable=variable: tf.identity(variable)  # noqa: E731
-                    self.add_update(v1.cond(training, update, unchanged, name=f"cond_{number}"), inputs=True)
-
-    def _flat(self, variable: Any) -> Any:
-        """The value of a variable in the shape that `functional` wants."""
-        if variable is None:
-            return None
-        value = tf.convert_to_tensor(variable)
-        if self.virtual_batch_size is None:
-            return value
-        sizes = [1] * self._layout.ndim
-        for axis in self._layout.channels:
-            sizes[axis] = value.shape.as_list()[axis + 1]
-        return tf.reshape(value, self._layout.parameter_shape(tuple(sizes)))
+        y, updates = self.normalized(inputs, steps.phase(training), self._channels(inputs.shape.rank))
+        self.add_update(updates, inputs=True)
+        return y
 
     def _channels(self, ndim: int) -> list[int]:
         given = self.axis if isinstance(self.axis, list) else [self.axis]
