@@ -7,24 +7,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evenkeel.checkpoints import read_checkpoint, write_checkpoint
+    from evenkeel.checkpoints.convert import convert
     from evenkeel.functional.batch_norm import Parameters, batch_norm
     from evenkeel.functional.choice import without_kernels
     from evenkeel.functional.moments import Moments, merge_moments, moments
     from evenkeel.functional.moving import State
     from evenkeel.functional.normalize import normalize, scale_and_offset
     from evenkeel.layers.keras import BatchNormalization
+    from evenkeel.surgery.decay import decay_exclusions
+    from evenkeel.surgery.fold import fold
+    from evenkeel.surgery.freeze import freeze, unfreeze
+    from evenkeel.surgery.no_update import no_update
+    from evenkeel.surgery.recalibrate import RecalibrationReport, recalibrate
+    from evenkeel.surgery.upgrade import upgrade
 
 __all__ = [
     "BatchNormalization",
     "Moments",
     "Parameters",
+    "RecalibrationReport",
     "State",
     "batch_norm",
+    "convert",
+    "decay_exclusions",
+    "fold",
+    "freeze",
     "merge_moments",
     "moments",
+    "no_update",
     "normalize",
+    "read_checkpoint",
+    "recalibrate",
     "scale_and_offset",
+    "unfreeze",
+    "upgrade",
     "without_kernels",
+    "write_checkpoint",
 ]
 
 __version__ = "0.1.0"
@@ -33,13 +52,24 @@ _HOME = {
     "BatchNormalization": "layers.keras",
     "Moments": "functional.moments",
     "Parameters": "functional.batch_norm",
+    "RecalibrationReport": "surgery.recalibrate",
     "State": "functional.moving",
     "batch_norm": "functional.batch_norm",
+    "convert": "checkpoints.convert",
+    "decay_exclusions": "surgery.decay",
+    "fold": "surgery.fold",
+    "freeze": "surgery.freeze",
     "merge_moments": "functional.moments",
     "moments": "functional.moments",
+    "no_update": "surgery.no_update",
     "normalize": "functional.normalize",
+    "read_checkpoint": "checkpoints",
+    "recalibrate": "surgery.recalibrate",
     "scale_and_offset": "functional.normalize",
+    "unfreeze": "surgery.freeze",
+    "upgrade": "surgery.upgrade",
     "without_kernels": "functional.choice",
+    "write_checkpoint": "checkpoints",
 }
 
 

@@ -8,6 +8,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from evenkeel.errors import InputError
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """
+    Raises:
+        InputError: no file can be written at `path`, or one is there that is not to be overwritten.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; give --overwrite or another name")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.absolute().parent} is not a folder; make it, or give another name")
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

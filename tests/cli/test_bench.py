@@ -12,6 +12,7 @@ import pytest
 
 from evenkeel.cli import bench
 from evenkeel.errors import ArgumentError, InputError
+from evenkeel.files import check_free
 from evenkeel.workloads.contenders import Case
 from evenkeel.workloads.timing import Quartiles
 
@@ -125,12 +126,12 @@ def test_a_file_is_not_overwritten_unasked(tmp_path, option):
 def test_a_file_is_overwritten_when_asked(tmp_path):
     path = tmp_path / "there"
     path.write_text("old")
-    bench._check_writable(path, overwrite=True)
+    check_free(path, overwrite=True)
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match="nowhere is not a folder"):
-        bench._check_writable(tmp_path / "nowhere" / "numbers.json", overwrite=False)
+        check_free(tmp_path / "nowhere" / "numbers.json", overwrite=False)
 
 
 def test_an_unknown_backend_is_one_line():

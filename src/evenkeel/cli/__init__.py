@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import typer
 
-from evenkeel.errors import EvenkeelError
+from evenkeel.errors import EvenkeelError, UnequalError
 
 __all__ = ["application", "main"]
 
@@ -48,7 +48,7 @@ def _one_line_at_the_end(run: Callable[..., None]) -> Callable[..., None]:
             run(**options)
         except EvenkeelError as error:
             print(f"evenkeel: {error}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            raise typer.Exit(1 if isinstance(error, UnequalError) else 2) from error
         except KeyboardInterrupt as interrupt:
             print("; ".join(["evenkeel: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
             raise typer.Exit(130) from interrupt

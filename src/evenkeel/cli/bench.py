@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from evenkeel.errors import ArgumentError, EvenkeelError, InputError, MissingLibraryError
-from evenkeel.files import replacing
+from evenkeel.errors import ArgumentError, EvenkeelError, MissingLibraryError
+from evenkeel.files import check_free, replacing
 from evenkeel.workloads import timing
 from evenkeel.workloads.contenders import BACKENDS, Case, Contender, Data, contenders, epoch_stopwatch, networks, wrong
 from evenkeel.workloads.timing import Quartiles
@@ -159,7 +159,7 @@ def run(
     cases = [Case(sizes, name, training) for training in (True, False) for sizes in shapes for name in dtypes]
     seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     for path in filter(None, (json_file, plot)):
-        _check_writable(path, overwrite=overwrite)
+        check_free(path, overwrite=overwrite)
     if plot and importlib.util.find_spec("matplotlib") is None:
         raise MissingLibraryError('matplotlib is not installed; pip install "evenkeel[train]", or leave out --plot')
     backends = _backends(backend)
@@ -212,15 +212,6 @@ def _backends(asked: list[str] | None) -> dict[str, str]:
 
 def _missing(backend: str) -> str:
     return next((name for name in (backend, "keras") if importlib.util.find_spec(name) is None), "")
-
-
-def _check_writable(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; give --overwrite or another name")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path.absolute().parent} is not a folder; make it, or give another name")
 
 
 # In the process of `evenkeel bench`.

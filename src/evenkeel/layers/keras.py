@@ -42,7 +42,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         bessel_correction: the moving variance keeps the sample variance (n - 1), as PyTorch and TensorFlow's fused
             operation do, instead of the population variance (n).
         activation: applied to the output; any name or function of `keras.activations`.
-        frozen: use the moving statistics and keep them, in training too; gamma and beta still learn.
+        frozen: True uses the moving statistics and keeps them, in training too, while gamma and beta still learn; "all"
+            keeps gamma and beta too. May be changed later; functions that were traced before notice through
+            `evenkeel.freeze`.
 
     Call arguments:
         inputs: shape `(batch, ..., channels, ...)`.
@@ -96,7 +98,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         average: str = "exponential",
         bessel_correction: bool = False,
         activation: Any = None,
-        frozen: bool = False,
+        frozen: bool | str = False,
         **kwargs: Any,
     ) -> None:
         axes = arguments.axes(axis)
@@ -132,8 +134,40 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.average = arguments.choice("average", average, moving.AVERAGES)
         self.bessel_correction = bessel_correction
         self.activation = keras.activations.get(activation)
+        self._held: tuple[str, ...] = ()
         self.frozen = frozen
         self.moving_stddev = self.renorm_mean = self.renorm_stddev = self.updates = None
+
+    @property
+    def frozen(self) -> bool | str:
+        """Whether the statistics stay as they are; "all" if gamma and beta do too."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, value: bool | str) -> None:
+        if value not in (False, True, "all"):
+            raise ArgumentError(f"frozen={value!r} is unknown; give False, True or 'all'")
+        self._frozen = value
+        for name in self._held:
+            getattr(self, name).trainable = True
+        self._hold()
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer may train; gamma and beta of a layer frozen in all do not whatever this says."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.BatchNormalization.trainable.fset(self, value)
+        self._hold()
+
+    def _hold(self) -> None:
+        """Take gamma and beta from the optimizer if all is frozen, and remember which it had."""
+        trained = [name for name in ("gamma", "beta") if getattr(getattr(self, name), "trainable", False)]
+        self._held = tuple(trained) if self.frozen == "all" else ()
+        for name in self._held:
+            getattr(self, name).trainable = False
 
     def build(self, input_shape: Any) -> None:
         layout = Layout.of(len(input_shape), self.axis)
@@ -164,6 +198,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.updates = self.add_weight(
                 name="updates", shape=shape, initializer="zeros", dtype="int32", trainable=False, autocast=False
             )
+        self._hold()
         self.input_spec = keras.layers.InputSpec(
             ndim=len(input_shape), axes={axis: input_shape[axis] for axis in layout.channels}
         )
@@ -201,7 +236,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     ) -> Any:
         # Beside another tensor, Keras hands the mask that came with the inputs over under this name.
         mask = inputs_mask if mask is None else mask
-        mode = modes.mode(training=bool(training), trainable=self.trainable, frozen=self.frozen)
+        mode = modes.mode(training=bool(training), trainable=self.trainable, frozen=bool(self.frozen))
         params = Parameters(*map(_value, (self.gamma, self.beta)))
         variables = moving.State(*(getattr(self, name) for name in moving.State._fields))
         state = moving.State(*map(_value, variables))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The normalizers of a Keras model: Keras's own layer and ours, on any backend."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from evenkeel.errors import InputError
+from evenkeel.functional.moments import Moments, moments
+from evenkeel.functional.moving import State
+from evenkeel.surgery.recalibrate.feeding import Batches, plain
+from evenkeel.surgery.recalibrate.pool import measured
+from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+
+CLASS_AXIS = -1
+COMPILED = (
+    "{name} is called inside a compiled or mapped function, where its input has no values; "
+    "take tf.function, jit, RNN or TimeDistributed away from round it"
+)
+
+
+class KerasModel:
+    """`call` of every normalizer is replaced on the instance while the model runs; the model is called eagerly."""
+
+    def __init__(self, model: Any, batches: Batches, *, include_frozen: bool) -> None:
+        self._model = model
+        if any(layer.moving_mean is None for layer in _normalizers(model)):
+            self.call(batches.first())  # builds it
+        self._layers = {_normalizer(layer, include_frozen): layer for layer in _normalizers(model)}
+        self.normalizers = list(self._layers)
+
+    def call(self, batch: Any) -> Any:
+        with _no_gradients():
+            return self._model(keras.tree.map_structure(_usable, batch), training=False)
+
+    @contextlib.contextmanager
+    def running(self, seen: Seen) -> Iterator[Callable[[Any], Any]]:
+        watched = {normalizer: layer for normalizer, layer in self._layers.items() if normalizer.left is None}
+        without_values: list[Normalizer] = []
+
+        def run(batch: Any) -> None:
+            try:
+                self.call(batch)
+            except Exception as error:
+                # Raised where it was found, it would come out as one of the many kinds that frameworks make of errors.
+                if without_values:
+                    raise InputError(COMPILED.format(name=without_values[0].name)) from error
+                raise
+
+        try:
+            for normalizer, layer in watched.items():
+                layer.call = _watched(normalizer, layer, seen, without_values)
+            yield run
+        finally:
+            for layer in watched.values():
+                vars(layer).pop("call", None)
+
+
+def _watched(normalizer: Normalizer, layer: Any, seen: Seen, without_values: list[Normalizer]) -> Callable[..., Any]:
+    original = layer.call
+    signature = inspect.signature(original)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        given = signature.bind(*arguments, **options).arguments
+        mask = given.get("mask")
+
+        def measure() -> Moments:
+            options = {
+                "axis": layer.axis,
+                "mask": given.get("inputs_mask") if mask is None else mask,
+                "sample_weight": given.get("sample_weight"),
+            }
+            try:
+                if keras.backend.backend() == "jax":  # which has no float64
+                    return measured(given["inputs"], **options)
+                found = moments(keras.ops.cast(given["inputs"], "float64"), **options)
+                return Moments(*map(keras.ops.convert_to_numpy, found))
+            except Exception:
+                without_values.append(normalizer)
+                raise
+
+        state = seen(normalizer, measure)
+        if state is not None:
+            normalizer.write(state)
+        return original(*arguments, **options)
+
+    return call
+
+
+def _normalizer(layer: Any, include_frozen: bool) -> Normalizer:
+    def variables() -> State:
+        return State(*(getattr(layer, name, None) for name in State._fields))
+
+    def read() -> State:
+        return State(*(None if variable is None else np.array(_numpy(variable)) for variable in variables()))
+
+    def write(state: State) -> None:
+        for variable, value in zip(variables(), state, strict=True):
+            if variable is not None:
+                variable.assign(value)
+
+    left = None
+    if layer.moving_mean is None:
+        left = "never called, so it has no weights"
+    elif not include_frozen and (not layer.trainable or getattr(layer, "frozen", False)):
+        left = "frozen"
+    return Normalizer(layer.path, layer.epsilon, getattr(layer, "bessel_correction", False), read, write, left)
+
+
+def _normalizers(model: Any) -> list[Any]:
+    """In whatever they are nested, each once: layers in attributes of layers, also in lists and dictionaries there."""
+    found: dict[int, Any] = {}
+    todo = [model]
+    while todo:
+        item = todo.pop(0)
+        if id(item) in found:
+            continue
+        if isinstance(item, keras.layers.Layer):
+            todo += vars(item).values()
+        elif isinstance(item, Mapping):
+            todo += item.values()
+        elif isinstance(item, list | tuple | set):
+            todo += item
+        else:
+            continue
+        found[id(item)] = item
+    return [item for item in found.values() if isinstance(item, keras.layers.BatchNormalization)]
+
+
+def _numpy(variable: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def _usable(value: Any) -> Any:
+    return value if keras.ops.is_tensor(value) else plain(value)
+
+
+def _no_gradients() -> contextlib.AbstractContextManager[Any]:
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The normalizers of a torch module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from evenkeel.functional.moments import Moments, moments
+from evenkeel.functional.moving import State
+from evenkeel.surgery.recalibrate.feeding import plain
+from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+
+CLASS_AXIS = 1
+
+
+class TorchModule:
+    """Hooks before every normalizer, and every module in eval mode, while it runs.
+
+    `num_batches_tracked` stays: it counts training steps, and matters with `momentum=None` only.
+    """
+
+    def __init__(self, module: Any, *, include_frozen: bool) -> None:
+        from torch import nn
+
+        self._module = module
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        self._layers = {
+            _normalizer(name, layer, frozen=module.training and not layer.training and not include_frozen): layer
+            for name, layer in module.named_modules()
+            if isinstance(layer, kinds)
+        }
+        self.normalizers = list(self._layers)
+
+    def call(self, batch: Any) -> Any:
+        """The output in eval mode; a dictionary is keyword arguments, a list several arguments."""
+        import torch
+
+        with self._evaluating(), torch.no_grad():
+            if isinstance(batch, Mapping):
+                return self._module(**{name: self._usable(value) for name, value in batch.items()})
+            return self._module(*map(self._usable, batch if isinstance(batch, list) else [batch]))
+
+    @contextlib.contextmanager
+    def running(self, seen: Seen) -> Iterator[Callable[[Any], Any]]:
+        with contextlib.ExitStack() as stack:
+            for normalizer, layer in self._layers.items():
+                if normalizer.left is None:
+                    hook = layer.register_forward_pre_hook(_before(normalizer, seen), with_kwargs=True)
+                    stack.callback(hook.remove)
+            yield self.call
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self._module.modules()]
+        for module, _ in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _usable(self, value: Any) -> Any:
+        import torch
+
+        like = next(self._module.parameters(), torch.zeros([]))
+        value = value if isinstance(value, torch.Tensor) else torch.tensor(plain(value))
+        # NumPy's float64, which is what people have, fits no layer.
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+
+def _before(normalizer: Normalizer, seen: Seen) -> Callable[..., None]:
+    def hook(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        def measure() -> Moments:
+            x = arguments[0] if arguments else options["input"]
+            # Apple's GPU has no float64.
+            found = moments(x if x.device.type == "mps" else x.double(), axis=1)
+            return Moments(plain(found.mean), plain(found.variance), plain(found.count))
+
+        state = seen(normalizer, measure)
+        if state is not None:
+            normalizer.write(state)
+
+    return hook
+
+
+def _normalizer(name: str, layer: Any, *, frozen: bool) -> Normalizer:
+    import torch
+
+    def read() -> State:
+        # A copy, or it would change with the buffer; bfloat16 is nothing to NumPy.
+        return State(*(np.array(plain(buffer.float() if buffer.itemsize < 4 else buffer)) for buffer in buffers()))
+
+    def write(state: State) -> None:
+        for buffer, value in zip(buffers(), state, strict=False):
+            buffer.copy_(torch.as_tensor(value))
+
+    def buffers() -> tuple[Any, Any]:
+        return layer.running_mean, layer.running_var
+
+    left = None
+    if layer.running_mean is None:
+        left = "it keeps no statistics (track_running_stats=False)"
+    elif frozen:
+        left = "frozen: in eval mode, though the module is in training mode"
+    return Normalizer(name, layer.eps, True, read, write, left)

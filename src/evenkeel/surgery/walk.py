@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which normalizers a model has, however nested."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from evenkeel.errors import UnknownTensorError
+
+
+def parts(model: Any) -> Iterator[Any]:
+    """The model and all layers or modules in it, once each, also those in its lists and dictionaries.
+
+    Args:
+        model: a Keras model or layer, or a torch module; or a mixture, as Keras on PyTorch allows it.
+
+    Raises:
+        UnknownTensorError: anything else.
+
+    Example:
+        >>> import keras
+        >>> inner = keras.layers.Activation("relu")
+        >>> model = keras.Sequential([inner, keras.layers.TimeDistributed(inner)])
+        >>> [part is inner for part in parts(model)].count(True)
+        1
+    """
+    kinds = tuple(kind for kind in (_keras("Layer"), _torch("Module")) if kind)
+    if not kinds or not isinstance(model, kinds):
+        kind = type(model)
+        raise UnknownTensorError(
+            f"model is a {kind.__module__}.{kind.__qualname__}; give a Keras 3 model or layer, or a torch.nn.Module"
+        )
+    seen: set[int] = set()
+    left = [model]
+    while left:
+        item = left.pop()
+        if id(item) in seen:
+            continue
+        if isinstance(item, kinds):
+            yield item
+            inside = vars(item).values()
+        elif isinstance(item, dict):
+            inside = item.values()
+        elif isinstance(item, list | tuple):
+            inside = item
+        else:
+            continue
+        seen.add(id(item))
+        left += reversed(list(inside))
+
+
+def keras_normalizers(model: Any) -> list[Any]:
+    """The batch normalization layers of Keras in it: ours, Keras's own, and what derives from them."""
+    kind = _keras("BatchNormalization")
+    return [part for part in parts(model) if kind and isinstance(part, kind)]
+
+
+def torch_normalizers(model: Any) -> list[Any]:
+    """The batch normalization modules of torch in it."""
+    kinds = tuple(filter(None, map(_torch, ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"))))
+    return [part for part in parts(model) if isinstance(part, kinds)]
+
+
+def _keras(name: str) -> Any:
+    """A class of keras.layers, if Keras is loaded: what is not loaded made no model."""
+    return getattr(getattr(sys.modules.get("keras"), "layers", None), name, None)
+
+
+def _torch(name: str) -> Any:
+    return getattr(getattr(sys.modules.get("torch"), "nn", None), name, None)
