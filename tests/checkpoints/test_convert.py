@@ -220,6 +220,7 @@ def test_odd_names_are_matched(name):
     [
         (["conv1=stem"], "stem/kernel"),
         (["conv1/=stem."], "stem.kernel"),
+        (["conv1=a/b", "a="], "b/kernel"),  # the separator goes too
         (["conv1/kernel=w/kernel"], "w/kernel"),
         ([r"re:^conv(\d)=c\1"], "c1/kernel"),
         (["conv1=a", "a=b"], "b/kernel"),
@@ -244,6 +245,15 @@ def test_rules_rename(rules, name, net, tmp_path):
 def test_rules_that_cannot_be_followed(rule, message, net, tmp_path):
     with pytest.raises(ArgumentError, match=message):
         ek.convert(net, tmp_path / "out.npz", rename=[rule])
+
+
+def test_what_cannot_be_written_is_said_of_the_file_that_was_asked_for(tmp_path):
+    import ml_dtypes
+
+    ek.write_checkpoint(tmp_path / "a.pt", memory({"fc.weight": np.ones((2, 3), ml_dtypes.bfloat16)}, "torch"))
+    with pytest.raises(InputError) as caught:
+        ek.convert(tmp_path / "a.pt", tmp_path / "b.npz")
+    assert str(caught.value).startswith(f"{tmp_path / 'b.npz'}: fc.weight is of type bfloat16")
 
 
 # Conventions that change numbers.
@@ -441,7 +451,7 @@ def test_progress_hears_of_every_variable(net, tmp_path):
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("out.pt", {"to": "keras"}, "has names of torch, not of keras"),
+        ("out.pt", {"to": "keras"}, r"out\.pt has names of torch \(a state_dict of .*\), not of keras"),
         ("out.npz", {"to": "caffe"}, "to='caffe' is unknown"),
         ("out.npz", {"to": "torch", "like": "net.npz"}, "has names of tensorflow; leave one of them out"),
         ("out.txt", {}, r"ends in \.txt"),

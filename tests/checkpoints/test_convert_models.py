@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("KERAS_BACKEND") != "tensorflow",
 
 BLOCKS = ((6, 8), (8, 10))
 IMAGES = np.random.default_rng(1).normal(size=(3, 17, 17, 3)).astype("float32")  # odd, so that all pad alike
+STEPS, RATE = 3, 0.05
 RULES = [
     r"re:^resnet/block(\d)/shortcut/BatchNorm/=layer\1.downsample.1/",
     r"re:^resnet/block(\d)/shortcut/=layer\1.downsample.0/",
@@ -121,9 +122,16 @@ def keras_net():
 
 
 def keras_file(path, seed=0):
+    """Of a network that was trained, from random values on."""
+    import keras
+
     model = keras_net()
     for variable in model.weights:
         variable.assign(perturbed(variable.path, tuple(variable.shape), seed))
+    before = [np.asarray(variable) for variable in model.weights]
+    model.compile(keras.optimizers.SGD(RATE, clipnorm=1.0), "mse")
+    model.fit(IMAGES, np.ones((3, 5)), epochs=STEPS, verbose=0)
+    assert all((np.asarray(after) != old).any() for after, old in zip(model.weights, before, strict=True))
     model.save(path)
     return path
 
@@ -137,13 +145,13 @@ def keras_outputs(path):
 # slim.
 
 
-def slim_net():
+def slim_net(*, training=False):
     import tensorflow as tf
 
     from evenkeel.tf1.contrib import slim
 
     v1 = tf.compat.v1
-    settings = {"scale": True, "is_training": False}
+    settings = {"scale": True, "is_training": training}
     with (
         slim.arg_scope([slim.conv2d], normalizer_fn=slim.batch_norm, normalizer_params=settings),
         v1.variable_scope("resnet"),
@@ -159,26 +167,37 @@ def slim_net():
         return slim.fully_connected(x, 5, activation_fn=None, normalizer_fn=None, scope="logits")
 
 
-def in_session(work):
+def in_session(work, *, training=False):
     """What `work` makes of a session with the network, its outputs and a saver."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
     with tf.Graph().as_default():
-        outputs, saver = slim_net(), v1.train.Saver()
+        outputs, saver = slim_net(training=training), v1.train.Saver()
         with v1.Session() as session:
             return work(session, outputs, saver)
 
 
 def slim_file(path, seed=0):
+    """Of a network that was trained, from random values on."""
     import tensorflow as tf
 
+    from evenkeel.tf1.contrib import slim
+
     def save(session, outputs, saver):
-        for variable in tf.compat.v1.global_variables():
+        variables = tf.compat.v1.global_variables()
+        for variable in variables:
             variable.load(perturbed(variable.op.name, variable.shape.as_list(), seed), session)
+        before = session.run(variables)
+        loss = tf.reduce_mean((outputs - 1) ** 2)
+        optimizer = tf.compat.v1.train.GradientDescentOptimizer(RATE)
+        step = slim.learning.create_train_op(loss, optimizer, global_step=None, clip_gradient_norm=1.0)
+        for _ in range(STEPS):
+            session.run(step)
+        assert all((after != old).any() for after, old in zip(session.run(variables), before, strict=True))
         return saver.save(session, str(path), write_meta_graph=False)
 
-    in_session(save)
+    in_session(save, training=True)
     return path
 
 

@@ -27,7 +27,7 @@ def _fresh_names_and_seed():
     keras.utils.set_random_seed(0)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="upgrade tests")
 class Block(layers.Layer):
     """Layers in attributes, in lists that were filled in turns, and in a dictionary."""
 
@@ -51,7 +51,7 @@ class Block(layers.Layer):
         return self.named["norm"](self.named["last"](x), training=training)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="upgrade tests")
 class Subclassed(keras.Model):
     def __init__(self, **keywords):
         super().__init__(**keywords)

@@ -25,7 +25,7 @@ from evenkeel.checkpoints.matching import matched
 from evenkeel.checkpoints.meaning import WORDS, related, replaced, translation
 from evenkeel.checkpoints.proof import largest_difference
 from evenkeel.dialects import DIALECTS
-from evenkeel.errors import ArgumentError, InputError
+from evenkeel.errors import ArgumentError, EvenkeelError, InputError
 
 HOLDS: Mapping[str, Convention] = {
     "torch": "torch",
@@ -85,7 +85,7 @@ def convert(
         target: the format follows from its ending, as in `write_checkpoint`.
         like: a file of the model that is to load the result. It gives names, order, shapes, types, the model.
         rename: rules for names of the source, one after the other: `old=new` for names that begin with `old`, up to a
-            separator, and `re:pattern=replacement` for what a regular expression finds.
+            separator, which `old=` takes away too, and `re:pattern=replacement` for what a regular expression finds.
         to: whose names and layouts; without it those of `like`, of the format, or of the source.
         examples: how many values of a channel a batch had, from which the moving variance came: converts between
             variances divided by n and n - 1 where the libraries differ. Without it variances are copied.
@@ -118,7 +118,7 @@ def convert(
             )
     held = HOLDS.get(_name(module), result.convention)
     if not related(held, result.convention):
-        raise ArgumentError(f"{path} is a {module.DESCRIPTION}, which has names of {held}, not of {result.convention}")
+        raise ArgumentError(f"{path} has names of {held} ({module.DESCRIPTION}), not of {result.convention}")
     renamed = {before[old]: new for new, old in origins.items() if old is not None}
     pairs = _pairs(original, renamed, result, told=like is not None or result.model is not None)
     factors = _factors(pairs, result.convention, examples)
@@ -132,7 +132,7 @@ def convert(
     else:
         with _beside(path, module) as partial:
             module.write(_watched(result, progress), partial)
-            difference = _proven(pairs, module.read(partial), factors)
+            difference = _proven(pairs, _read_again(module, partial, result), factors)
     lost = tuple(name for name in left if not name.endswith(COUNTER))
     return Report(original.path, str(path), result.convention, renamed, lost, tuple(notes), len(pairs), difference)
 
@@ -155,6 +155,12 @@ def _read(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
+def _read_again(module: ModuleType, path: Path, written: Checkpoint) -> Checkpoint:
+    """What was written. In a `.weights.h5` variables have numbers, and only the model says whose."""
+    checkpoint: Checkpoint = module.read(path, written.model) if _name(module) == "weights" else module.read(path)
+    return checkpoint
+
+
 def _name(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
@@ -172,7 +178,10 @@ def _beside(path: Path, module: ModuleType) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"partial-{path.name}-") as folder:
             partial = Path(folder, path.name)
-            yield partial
+            try:
+                yield partial
+            except EvenkeelError as error:
+                raise type(error)(str(error).replace(str(partial), str(path))) from error
             if partial.is_file():
                 os.replace(partial, path)
             else:  # of several files, only their format knows in which order they can be replaced
@@ -240,8 +249,10 @@ def _change(rule: str) -> Callable[[str], str]:
     if not equals or not old:
         raise ArgumentError(f"{rule!r} is no rule for names; give old=new, or re:pattern=replacement")
     if not old.startswith(REGULAR):
-        pattern = re.compile(re.escape(old) + ("" if old[-1] in "/." else r"(?![^/.])"))
-        return lambda name: new + name[len(old) :] if pattern.match(name) else name
+        # Where nothing takes the place of OLD, its separator goes too.
+        end = "" if old[-1] in "/." else r"(?![^/.])" if new else "[/.]"
+        pattern = re.compile(re.escape(old) + end)
+        return lambda name: pattern.sub(lambda _: new, name, count=1) if pattern.match(name) else name
     try:
         pattern = re.compile(old.removeprefix(REGULAR))
         pattern.sub(new, "")

@@ -148,6 +148,11 @@ def test_a_state_dict_among_other_things(tmp_path, wrapper):
     assert list(format.read(saved(tmp_path, value)).variables) == ["bn.weight"]
 
 
+def test_a_state_dict_in_the_dict_of_a_model(tmp_path):
+    value = {"model": {"state_dict": {"module.bn.weight": torch.ones(3)}, "version": 1}, "epoch": 3}
+    assert list(format.read(saved(tmp_path, value)).variables) == ["module.bn.weight"]
+
+
 def test_dicts_of_state_dicts(tmp_path):
     value = {"encoder": {"bn.weight": torch.ones(3)}, "decoder": {0: torch.ones(2)}, "steps": [1, 2]}
     assert list(format.read(saved(tmp_path, value)).variables) == ["encoder.bn.weight", "decoder.0"]

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from evenkeel.checkpoints import formats
+from evenkeel.checkpoints import convert, formats
 from evenkeel.checkpoints.contents import Checkpoint, Facts, Variable
 from evenkeel.checkpoints.formats import weights
 from evenkeel.errors import InputError
@@ -88,6 +88,18 @@ def test_round_trip_through_the_model(model, tmp_path):
     for variable in model.weights:
         wanted = variables[variable.path.removeprefix("net/")].read()
         np.testing.assert_array_equal(np.asarray(variable.value), wanted, err_msg=variable.path)
+
+
+def test_a_normalizer_without_gamma_is_compared_after_conversion(model, tmp_path):
+    """The file does not say which of four it is without; the model does."""
+    model.layers[2].set_weights([np.full(2, value) for value in (3.0, 4.0, 5.0)])
+    model.save(tmp_path / "net.keras")
+    path = tmp_path / "net.weights.h5"
+    report = convert(tmp_path / "net.keras", path)
+    assert (report.normalizers, report.difference, report.left) == (2, 0.0, ())
+    model.layers[2].set_weights([np.zeros(2)] * 3)
+    model.load_weights(path)
+    np.testing.assert_array_equal(model.layers[2].get_weights(), [[3, 3], [4, 4], [5, 5]])
 
 
 def test_model_is_needed(tmp_path):

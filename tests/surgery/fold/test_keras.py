@@ -586,4 +586,4 @@ def test_the_report_is_words():
     words = str(ek.fold(model)[1])
     assert "folded 1 of 2 normalizers\n  a into dense before it\n" in words
     assert "left as they are\n  b: before it stands relu (ReLU); after it stands nothing\n" in words
-    assert "parameters: 39 before, 27 after\nmultiply-adds: 18 before, 15 after an example\n" in words
+    assert "parameters: 39 before, 27 after\nmultiply-adds of an example: 18 before, 15 after\n" in words

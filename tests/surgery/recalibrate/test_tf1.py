@@ -259,3 +259,25 @@ def test_what_is_missing_is_said(training, options, error, said, session):
     session.run(v1.global_variables_initializer())
     with pytest.raises(error, match=said):
         recalibrate(session, np.zeros((8, 4)), **options)
+
+
+def test_what_is_not_seen_to_be_updated_is_listed(session):
+    x, phase = v1.placeholder("float32", [None, 4]), v1.placeholder("bool", [])
+    tf1.layers.batch_normalization(tf1.layers.batch_normalization(x, training=phase, name="a"), name="b")
+    session.run(v1.global_variables_initializer())
+    data = np.random.default_rng(0).normal(size=(20, 4))
+    report = recalibrate(session, data, feed=lambda batch: {x: batch}, phase=phase)
+    assert [item.name for item in report.renewed] == ["a"]
+    assert list(report.left) == ["b"] and "no operation that updates it" in report.left["b"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_branches_of_tensorflow_2(method, session):
+    v1.enable_control_flow_v2()
+    x, phase = v1.placeholder("float32", [None, 6, 6, 3]), v1.placeholder("bool", [])
+    tf1.layers.batch_normalization(x, training=phase)
+    session.run(v1.global_variables_initializer())
+    data = np.random.default_rng(0).normal(2, 3, (20, 6, 6, 3))
+    recalibrate(session, data, feed=lambda batch: {x: batch}, phase=phase, method=method, batch_size=8)
+    (mean,) = (variable for variable in v1.global_variables() if variable.op.name.endswith("moving_mean"))
+    np.testing.assert_allclose(session.run(mean), data.mean((0, 1, 2)), rtol=1e-5)

@@ -196,6 +196,16 @@ def test_targets_that_are_no_labels_need_a_function():
         recalibrate(network(), numbers(20, 4), keep_if_better=(numbers(20, 4), numbers(20, 3)))
 
 
+@pytest.mark.parametrize("rows", [12, 40])
+def test_labels_of_other_rows_are_an_error(rows):
+    with pytest.raises(ArgumentError, match=rf"x of keep_if_better has \[20\] rows, and y has {rows}; give a"):
+        recalibrate(network(), numbers(20, 4), keep_if_better=(numbers(20, 4), np.zeros(rows, int)))
+
+
+def test_a_normalizer_alone_goes_by_its_class():
+    assert [item.name for item in recalibrate(nn.BatchNorm1d(4), numbers(20, 4)).renewed] == ["BatchNorm1d"]
+
+
 def test_a_module_without_normalizers_is_an_error():
     with pytest.raises(InputError, match="the Linear has no batch normalization"):
         recalibrate(nn.Linear(2, 2), numbers(8, 2))

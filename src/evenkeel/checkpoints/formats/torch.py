@@ -118,7 +118,7 @@ def _legacy(path: Path) -> tuple[Any, Places]:
 
 def _tensors(path: Path, value: Any) -> Iterator[tuple[str, pickled.Tensor]]:
     """The tensors of a state_dict, which may lie in a dict with other things; dots join the names of nested dicts."""
-    for wrapper in WRAPPERS:
+    for wrapper in WRAPPERS * 2:  # one may lie in the other
         if type(value) is dict and type(value.get(wrapper)) is dict:
             value = value[wrapper]
     if type(value) is not dict:

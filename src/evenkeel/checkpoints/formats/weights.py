@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evenkeel.checkpoints import hdf5_files, keras_building, keras_model
 from evenkeel.checkpoints.contents import Checkpoint
@@ -28,18 +30,19 @@ def _is_ours(contents: hdf5_files.Contents) -> bool:
     )
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, model: Mapping[str, Any] | None = None) -> Checkpoint:
     """The layers are named as the file names them, where it does so, otherwise as its groups.
 
-    Which variable is which follows from their number for layers that are called after their class; otherwise a name
-    ends in `vars/0`, as in the file.
+    Which variable is which says `model`, the configuration of the model of which these are the weights. Without it, it
+    follows from their number for layers that are called after their class; otherwise a name ends in `vars/0`, as in
+    the file.
     """
     contents = hdf5_files.contents(path)
     if not _is_ours(contents):
         raise InputError(
             f"{path} has no groups called vars, in which Keras keeps weights; it is something else, or damaged"
         )
-    names = keras_model.stored_names(contents, None)
+    names = keras_model.stored_names(contents, model)
     variables = {name: contents.variable(place) for name, place in names.items()}
     version = "3" if any("name" in attributes for attributes in contents.groups.values()) else ""
     return Checkpoint(str(path), DESCRIPTION, "keras", variables, keras_model.facts(None, version, names))

@@ -72,7 +72,8 @@ def prove(
         if not item.largest <= item.bound:
             raise UnequalError(
                 f"the folded model differs by {item.largest:.3g} in {item.dtype} on {item.data} data, where rounding "
-                f"may make {item.bound:.3g}; nothing was kept. Does the model draw random numbers at inference?"
+                f"may make {item.bound:.3g}; nothing was kept. Does the model draw random numbers at inference, "
+                "or do hooks change what layers give?"
             )
     return result
 

@@ -71,10 +71,10 @@ class FoldReport(NamedTuple):
             f"  {dtype}, {data} data: {largest:.2g}; rounding may make {bound:.2g}"
             for data, dtype, largest, bound in self.differences
         ]
-        for name, (old, new), unit, form in (
-            ("parameters", self.parameters, "", ",.0f"),
-            ("multiply-adds", self.multiply_adds, " an example", ",.0f"),
-            ("latency", Change(*(1000 * value for value in self.seconds)), " ms", ".2f"),
+        for name, (old, new), form in (
+            ("parameters", self.parameters, ",.0f"),
+            ("multiply-adds of an example", self.multiply_adds, ",.0f"),
+            ("latency in ms", Change(*(1000 * value for value in self.seconds)), ".2f"),
         ):
-            lines.append(f"{name}: {old:{form}} before, {new:{form}} after{unit}")
+            lines.append(f"{name}: {old:{form}} before, {new:{form}} after")
         return "\n".join(lines)

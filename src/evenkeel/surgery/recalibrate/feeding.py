@@ -17,7 +17,7 @@ from evenkeel.errors import ArgumentError, InputError
 
 ONCE = (
     "data is a {kind}, which can be gone through once, and this takes several passes; "
-    "give a list, or a function that makes a new one"
+    "give a function that makes a new one"
 )
 
 
@@ -109,8 +109,13 @@ def sliced(data: Any, rows: slice) -> Any:
     return [value[rows] for value in data] if isinstance(data, list) else data[rows]
 
 
+def rows_of(data: Any) -> set[int]:
+    """How many rows an array has, or each in a dictionary or list."""
+    return {len(leaf) for leaf in _leaves(data)}
+
+
 def _slices(data: Any, batch_size: int, steps: int | None) -> Batches:
-    sizes = {len(leaf) for leaf in _leaves(data)}
+    sizes = rows_of(data)
     if len(sizes) > 1:
         raise ArgumentError(
             f"the arrays of data have {sorted(sizes)} rows; give as many in each, or a function that returns batches"

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from evenkeel.errors import ArgumentError
-from evenkeel.surgery.recalibrate.feeding import plain, sliced
+from evenkeel.surgery.recalibrate.feeding import plain, rows_of, sliced
 
 UNKNOWN = (
     "keep_if_better cannot compare a {kind} by {what}; give class labels, integers of shape (rows,), "
     "or a function without arguments that returns a number, the larger the better"
 )
+
+MISMATCH = "x of keep_if_better has {rows} rows, and y has {labels}; give a label for each row"
 
 
 class Judge(NamedTuple):
@@ -50,6 +52,8 @@ def judge(
     x, y = keep_if_better
     labels = plain(y)
     if call is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels):
+        if rows_of(x) != {len(labels)}:
+            raise ArgumentError(MISMATCH.format(rows=sorted(rows_of(x)), labels=len(labels)))
         starts = range(0, len(labels), batch_size)
 
         def accuracy() -> float:

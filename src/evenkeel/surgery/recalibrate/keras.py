@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import Batches, plain
 from evenkeel.surgery.recalibrate.pool import measured
 from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.walk import keras_normalizers
 
 CLASS_AXIS = -1
 COMPILED = (
@@ -30,9 +31,9 @@ class KerasModel:
 
     def __init__(self, model: Any, batches: Batches, *, include_frozen: bool) -> None:
         self._model = model
-        if any(layer.moving_mean is None for layer in _normalizers(model)):
+        if any(layer.moving_mean is None for layer in keras_normalizers(model)):
             self.call(batches.first())  # builds it
-        self._layers = {_normalizer(layer, include_frozen): layer for layer in _normalizers(model)}
+        self._layers = {_normalizer(layer, include_frozen): layer for layer in keras_normalizers(model)}
         self.normalizers = list(self._layers)
 
     def call(self, batch: Any) -> Any:
@@ -111,26 +112,6 @@ def _normalizer(layer: Any, include_frozen: bool) -> Normalizer:
     elif not include_frozen and (not layer.trainable or getattr(layer, "frozen", False)):
         left = "frozen"
     return Normalizer(layer.path, layer.epsilon, getattr(layer, "bessel_correction", False), read, write, left)
-
-
-def _normalizers(model: Any) -> list[Any]:
-    """In whatever they are nested, each once: layers in attributes of layers, also in lists and dictionaries there."""
-    found: dict[int, Any] = {}
-    todo = [model]
-    while todo:
-        item = todo.pop(0)
-        if id(item) in found:
-            continue
-        if isinstance(item, keras.layers.Layer):
-            todo += vars(item).values()
-        elif isinstance(item, Mapping):
-            todo += item.values()
-        elif isinstance(item, list | tuple | set):
-            todo += item
-        else:
-            continue
-        found[id(item)] = item
-    return [item for item in found.values() if isinstance(item, keras.layers.BatchNormalization)]
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -26,13 +26,15 @@ MEAN, VARIANCE = "moving_mean", "moving_variance"
 NO_FEED = "feed is missing, and a batch is a {kind}; give a function of a batch that returns the feed dictionary"
 NO_UPDATES = (
     "the graph has no operation that updates a moving_mean; give the graph that was trained, built with "
-    "is_training=True or a tensor, not one built for inference"
+    "is_training=True or a tensor, not one built for inference, and call tf.disable_v2_behavior() before "
+    "building it, for nobody sees into the branches of TensorFlow 2"
 )
 NO_PHASE = 'method="sequential" needs the graph in inference; give phase, the bool tensor that is True in training'
 NO_INPUT = (
     "no tensor before its update has the mean of the batch: weights or masks, a batch of one value a channel, "
     "or a phase that is not training"
 )
+NO_UPDATE = "no operation that updates it was found, as in inference or in a branch of TensorFlow 2"
 WITH_RENORM = "batch renormalization, whose epsilon the graph does not tell"
 
 # What may stand between an operation and the variable, or the value, that it speaks of.
@@ -82,6 +84,10 @@ class TF1Session:
                 self.normalizers.append(normalizer)
                 if found is not None and not renorm:
                     self._inputs[normalizer] = found
+        for name in variables:
+            if name.endswith(MEAN) and _sibling(name) in variables and name not in names:
+                pair = variables[name], variables[_sibling(name)]
+                self.normalizers.append(self._normalizer(name, pair, False, NO_UPDATE))
 
     @contextlib.contextmanager
     def running(self, seen: Seen) -> Iterator[Callable[[Any], None]]:
@@ -181,10 +187,11 @@ def _value(difference: Any, moved: str) -> Any:
     if operation.type in _PASSING:
         return _value(operation.inputs[0], moved)
     if operation.type == "Sub" and _variable(operation.inputs[0]) == moved:
-        value = operation.inputs[1]
-        while value.op.type in _SHAPING:  # perhaps in a branch, from where it cannot be fetched
-            value = value.op.inputs[0]
-        return value
+        chain = [operation.inputs[1]]
+        while chain[-1].op.type in _SHAPING:  # perhaps in a branch, from where it cannot be fetched
+            chain.append(chain[-1].op.inputs[0])
+        # The last may be a branch of TensorFlow 2, which cannot either, though what passes on its result can.
+        return next((value for value in reversed(chain) if value.graph.is_fetchable(value.op)), chain[-1])
     return None
 
 

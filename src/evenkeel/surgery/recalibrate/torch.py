@@ -107,4 +107,4 @@ def _normalizer(name: str, layer: Any, *, frozen: bool) -> Normalizer:
         left = "it keeps no statistics (track_running_stats=False)"
     elif frozen:
         left = "frozen: in eval mode, though the module is in training mode"
-    return Normalizer(name, layer.eps, True, read, write, left)
+    return Normalizer(name or type(layer).__name__, layer.eps, True, read, write, left)
