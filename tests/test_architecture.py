@@ -28,6 +28,9 @@ FOREIGN = {
 }
 
 
+FORMATS = "evenkeel.checkpoints.formats."
+
+
 def table():
     """Room -> (rooms it may import, outside libraries it may import at the top of a module)."""
     rows = {}
@@ -80,6 +83,8 @@ def violations(module, source):
                 found.append(f"{module} imports {name}")
             elif room == target == "cli" and module != "evenkeel.cli.__init__":
                 found.append(f"{module} imports {name}, and verbs never import verbs")
+            elif module.startswith(FORMATS) and name.startswith(FORMATS):
+                found.append(f"{module} imports {name}, and formats never import formats")
     for name in imports(tree, "top"):
         library = name.split(".")[0]
         if library in FOREIGN and library not in outside:
@@ -107,6 +112,7 @@ def test_imports_point_down(module):
         ("evenkeel.backends.jax.kernels", "from evenkeel.backends.torch import primitives"),
         ("evenkeel.cli.train", "import keras"),
         ("evenkeel.cli.train", "from evenkeel.cli import bench"),
+        ("evenkeel.checkpoints.formats.npz", "from evenkeel.checkpoints.formats import torch"),
         ("evenkeel.functional.moments", "from evenkeel import BatchNormalization"),
         ("evenkeel.errors", "from evenkeel import arguments"),
     ],
