@@ -74,6 +74,37 @@ def bits(path):
     return {name: variable.read().tobytes() for name, variable in ek.read_checkpoint(path).variables.items()}
 
 
+# Averages of weights.
+
+
+SHADOW = "ExponentialMovingAverage"
+
+
+def test_averages_take_the_place_of_weights(tmp_path):
+    shadows = {f"{name}/{SHADOW}": shape for name, shape in NET.items() if name != "global_step"}
+    source = written(tmp_path / "net.npz", {**NET, **shadows}, "tensorflow")
+    report = ek.convert(source, tmp_path / "net.safetensors", averages=True)
+    raw, result = bits(source), bits(tmp_path / "net.safetensors")
+    assert set(result) == set(NET) and report.difference == 0.0
+    assert all(result[name] == raw.get(f"{name}/{SHADOW}", raw[name]) for name in NET)
+    ek.convert(source, tmp_path / "net.pt", averages=True)
+    assert bits(tmp_path / "net.pt")["bn1.weight"] == raw[f"bn1/gamma/{SHADOW}"]
+
+
+def test_averages_of_a_helper_class_are_its_statistics_anyway(tmp_path):
+    shapes = normalizer("bn", words=("beta", "gamma", "mean", "variance", f"mean/{SHADOW}", f"variance/{SHADOW}"))
+    source = written(tmp_path / "net.npz", {**shapes, "w": (2, 2), f"w/{SHADOW}": (2, 2)}, "tensorflow")
+    ek.convert(source, tmp_path / "other.npz", averages=True)
+    raw, result = bits(source), bits(tmp_path / "other.npz")
+    assert set(result) == {*shapes, "w"} and result["w"] == raw[f"w/{SHADOW}"]
+    assert result["bn/mean"] == raw["bn/mean"] and result[f"bn/mean/{SHADOW}"] == raw[f"bn/mean/{SHADOW}"]
+
+
+def test_without_averages_there_are_none_to_take(net, tmp_path):
+    with pytest.raises(ArgumentError, match="has no moving averages"):
+        ek.convert(net, tmp_path / "other.npz", averages=True)
+
+
 # Files there and back.
 
 

@@ -71,6 +71,7 @@ def convert(
     rename: Iterable[str] = (),
     to: Convention | None = None,
     examples: int | None = None,
+    averages: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -89,6 +90,7 @@ def convert(
         to: whose names and layouts; without it those of `like`, of the format, or of the source.
         examples: how many values of a channel a batch had, from which the moving variance came: converts between
             variances divided by n and n - 1 where the libraries differ. Without it variances are copied.
+        averages: take the moving averages of weights (the EMA shadows of TensorFlow) for the weights.
         overwrite: take the place of what is at `target`.
         dry_run: do all but write.
         progress: called with how many variables are written, of how many.
@@ -100,7 +102,7 @@ def convert(
     """
     path = Path(target)
     module = writer(path, overwrite=overwrite)
-    original = _read(source)
+    original = _averaged(_read(source)) if averages else _read(source)
     now, before = _renamed(original, rename)
     notes: list[str] = []
     goal = now if like is None else _read(like)
@@ -159,6 +161,20 @@ def _read_again(module: ModuleType, path: Path, written: Checkpoint) -> Checkpoi
     """What was written. In a `.weights.h5` variables have numbers, and only the model says whose."""
     checkpoint: Checkpoint = module.read(path, written.model) if _name(module) == "weights" else module.read(path)
     return checkpoint
+
+
+def _averaged(checkpoint: Checkpoint) -> Checkpoint:
+    """With the moving averages in the place of what they average; of a helper class they are its statistics anyway."""
+    statistics = {roles.get(role) for _, roles in _named(checkpoint) for role in ("mean", "variance")}
+    averages = names.averages(checkpoint.variables)
+    averages = {name: average for name, average in averages.items() if average not in statistics}
+    if not averages:
+        raise ArgumentError(f"{checkpoint.path} has no moving averages of its weights; leave averages out")
+    taken = set(averages.values())
+    variables = {
+        name: checkpoint.variables[averages.get(name, name)] for name in checkpoint.variables if name not in taken
+    }
+    return dataclasses.replace(checkpoint, variables=variables)
 
 
 def _name(module: ModuleType) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 FOUR = ("gamma", "beta", "mean", "variance")
@@ -134,6 +134,23 @@ def find(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str | None])
             roles = {row.roles[leaf]: name for leaf, name in parts.items()}
             missing = tuple(role for role in ("mean", "variance") if role not in roles)
             found.append(Found(scope, _dialect(row, scope, parts, kinds, told), roles, missing))
+    return found
+
+
+def averages(names: Collection[str]) -> dict[str, str]:
+    """Name of a variable -> name of its moving average, an EMA shadow of TensorFlow.
+
+    Example:
+        >>> averages(["net/w", "net/net/w/ExponentialMovingAverage", "b", "b/Adam"])
+        {'net/w': 'net/net/w/ExponentialMovingAverage'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        owner, _, tail = name.rpartition("/")
+        if AVERAGES.get(NUMBER.sub("", tail)) == "average":
+            averaged = next((inner for inner in _inner(owner) if inner in names), None)
+            if averaged is not None:
+                found.setdefault(averaged, name)
     return found
 
 

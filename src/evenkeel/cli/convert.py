@@ -37,6 +37,9 @@ def run(
         int | None,
         typer.Option(help="Values of a channel in a batch of the training, to convert between n and n - 1.", min=2),
     ] = None,
+    averages: Annotated[
+        bool, typer.Option("--averages", help="Moving averages of weights (EMA shadows) for the weights.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of what is at DST.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the name of each variable in SRC and DST.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say all, and write nothing.")] = False,
@@ -60,6 +63,7 @@ def run(
             rename=rename or (),
             to=to,
             examples=examples,
+            averages=averages,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
