@@ -51,6 +51,18 @@ def test_a_tower_in_a_branch_is_updated_when_the_branch_runs(normalize, control_
     assert not v1.get_collection(v1.GraphKeys.UPDATE_OPS)
 
 
+def test_a_layer_in_a_branch_that_is_not_trained_keeps_its_statistics(control_flow, session):
+    with v1.variable_scope("", use_resource=control_flow == "new"):
+        y = v1.cond(
+            v1.placeholder_with_default(True, []),
+            lambda: tf1.layers.batch_normalization(tf.constant(X), training=True, trainable=False),
+            lambda: tf.constant(X),
+        )
+    session.run(v1.global_variables_initializer())
+    np.testing.assert_allclose(session.run(y).mean(0), 0, atol=1e-5)
+    np.testing.assert_array_equal(session.run(moving_mean()), 0)
+
+
 @pytest.mark.parametrize("loop", ["while_loop", "map_fn", "scan"])
 def test_a_layer_in_a_loop_is_updated_every_time_round(normalize, control_flow, loop, session):
     def body(_, x):

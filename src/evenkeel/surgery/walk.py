@@ -9,6 +9,9 @@ from typing import Any
 
 from evenkeel.errors import UnknownTensorError
 
+TORCH_NORMALIZERS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
+"""Classes of torch.nn."""
+
 
 def parts(model: Any) -> Iterator[Any]:
     """The model and all layers or modules in it, once each, also those in its lists and dictionaries.
@@ -59,7 +62,7 @@ def keras_normalizers(model: Any) -> list[Any]:
 
 def torch_normalizers(model: Any) -> list[Any]:
     """The batch normalization modules of torch in it."""
-    kinds = tuple(filter(None, map(_torch, ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"))))
+    kinds = tuple(filter(None, map(_torch, TORCH_NORMALIZERS)))
     return [part for part in parts(model) if isinstance(part, kinds)]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from evenkeel.errors import ArgumentError, InputError
+from evenkeel.surgery.freeze import freeze
 from evenkeel.surgery.recalibrate import recalibrate
 
 METHODS = ["pooled", "sequential"]
@@ -160,6 +161,17 @@ def test_a_layer_without_statistics_is_listed():
     report = recalibrate(module, numbers(20, 4))
     assert report.left == {"0": "it keeps no statistics (track_running_stats=False)"}
     assert [item.name for item in report.renewed] == ["1"]
+
+
+@pytest.mark.parametrize("include_frozen", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_freeze_keeps_is_frozen_in_either_mode(training, include_frozen):
+    module = network().train(training)
+    freeze(module[0])
+    before = everything(module[0])
+    report = recalibrate(module, numbers(20, 4), include_frozen=include_frozen)
+    assert unchanged(module[0], before) is not include_frozen
+    assert list(report.left) == ([] if include_frozen else ["0"])
 
 
 @pytest.mark.parametrize("include_frozen", [False, True])

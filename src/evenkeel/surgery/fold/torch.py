@@ -16,11 +16,11 @@ from evenkeel.errors import InputError
 from evenkeel.surgery.fold.algebra import Kernel, Linear
 from evenkeel.surgery.fold.plan import Call, Normalizer, Plan, plan
 from evenkeel.surgery.fold.report import Left
+from evenkeel.surgery.walk import TORCH_NORMALIZERS
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 LINEAR = (*CONVOLUTIONS, *TRANSPOSED, "Linear")
-NORMALIZERS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 PASSING = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
 
 
@@ -224,7 +224,7 @@ def _kind(module: Any) -> str:
 def _is_normalizer(module: Any) -> bool:
     import torch
 
-    return isinstance(module, tuple(getattr(torch.nn, name) for name in NORMALIZERS))
+    return isinstance(module, tuple(getattr(torch.nn, name) for name in TORCH_NORMALIZERS))
 
 
 def _call(node: Any, modules: Any, calls: Any, users: Any, read: set[str], ndims: Any) -> Call:
@@ -244,7 +244,7 @@ def _call(node: Any, modules: Any, calls: Any, users: Any, read: set[str], ndims
     elif node.target in read or any(users[id(value)] > 1 for value in module.parameters(recurse=False)):
         refusal = "shares its weights with others"
     if _is_normalizer(module):
-        if kind not in NORMALIZERS:
+        if kind not in TORCH_NORMALIZERS:
             refusal = f"is a {type(module).__name__}, which may compute something else than its parent class"
         elif module.running_mean is None:
             refusal = "has no moving statistics: track_running_stats is False"

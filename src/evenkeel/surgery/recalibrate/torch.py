@@ -11,8 +11,10 @@ import numpy as np
 
 from evenkeel.functional.moments import Moments, moments
 from evenkeel.functional.moving import State
+from evenkeel.surgery.pinned import is_pinned
 from evenkeel.surgery.recalibrate.feeding import plain
 from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.walk import torch_normalizers
 
 CLASS_AXIS = 1
 
@@ -24,14 +26,12 @@ class TorchModule:
     """
 
     def __init__(self, module: Any, *, include_frozen: bool) -> None:
-        from torch import nn
-
         self._module = module
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        wanted = set(map(id, torch_normalizers(module)))
         self._layers = {
-            _normalizer(name, layer, frozen=module.training and not layer.training and not include_frozen): layer
+            _normalizer(name, layer, None if include_frozen else _frozen(module, layer)): layer
             for name, layer in module.named_modules()
-            if isinstance(layer, kinds)
+            if id(layer) in wanted
         }
         self.normalizers = list(self._layers)
 
@@ -88,7 +88,16 @@ def _before(normalizer: Normalizer, seen: Seen) -> Callable[..., None]:
     return hook
 
 
-def _normalizer(name: str, layer: Any, *, frozen: bool) -> Normalizer:
+def _frozen(module: Any, layer: Any) -> str | None:
+    """Why a layer is, if it is."""
+    if is_pinned(layer):
+        return "frozen"
+    if module.training and not layer.training:
+        return "frozen: in eval mode, though the module is in training mode"
+    return None
+
+
+def _normalizer(name: str, layer: Any, left: str | None) -> Normalizer:
     import torch
 
     def read() -> State:
@@ -102,9 +111,6 @@ def _normalizer(name: str, layer: Any, *, frozen: bool) -> Normalizer:
     def buffers() -> tuple[Any, Any]:
         return layer.running_mean, layer.running_var
 
-    left = None
     if layer.running_mean is None:
         left = "it keeps no statistics (track_running_stats=False)"
-    elif frozen:
-        left = "frozen: in eval mode, though the module is in training mode"
     return Normalizer(name or type(layer).__name__, layer.eps, True, read, write, left)

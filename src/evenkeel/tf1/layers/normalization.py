@@ -183,7 +183,8 @@ class BatchNormalization(Normalizer, Layer):
             Shape and type of `inputs`.
         """
         y, updates = self.normalized(inputs, steps.phase(training), self._channels(inputs.shape.rank))
-        self.add_update(updates, inputs=True)
+        if self.trainable:
+            self.add_update(updates, inputs=True)
         return y
 
     def _channels(self, ndim: int) -> list[int]:
