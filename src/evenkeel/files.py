@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes the place of `path` when all went well.
+    """A file or folder beside `path` to write to, which takes the place of `path` when all went well.
 
     Example:
         >>> import tempfile
@@ -39,8 +40,19 @@ def replacing(path: Path) -> Iterator[Path]:
         '1 2 3'
     """
     partial = path.with_name(f"partial-{path.name}")
+    remove(partial)  # of a process that was killed
     try:
         yield partial
+        if partial.is_dir() and path.is_dir():  # a file is replaced at once, and takes no folder's place
+            remove(path)
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evenkeel.checkpoints import formats
 from evenkeel.checkpoints.contents import Checkpoint, Facts, Normalizer, Variable
-from evenkeel.checkpoints.convert import Report, convert, writer
+from evenkeel.checkpoints.convert import Report, convert
 
 __all__ = ["Checkpoint", "Facts", "Normalizer", "Report", "Variable", "convert", "read_checkpoint", "write_checkpoint"]
 
@@ -23,8 +23,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         InputError: not such a file, or a damaged one.
         MissingLibraryError: what reads it is not installed.
     """
-    path = Path(path)
-    return formats.recognised(path).read(path)
+    return formats.read(path)
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
@@ -39,4 +38,4 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, ov
         InputError: something lies there, or the format cannot hold it; nothing is written then.
     """
     path = Path(path)
-    writer(path, overwrite=overwrite).write(checkpoint, path)
+    formats.writer(path, overwrite=overwrite).write(checkpoint, path)

@@ -101,11 +101,11 @@ def convert(
         ArgumentError: a rule that is none, or changes nothing; options that contradict each other.
     """
     path = Path(target)
-    module = writer(path, overwrite=overwrite)
-    original = _averaged(_read(source)) if averages else _read(source)
+    module = formats.writer(path, overwrite=overwrite)
+    original = _averaged(formats.read(source)) if averages else formats.read(source)
     now, before = _renamed(original, rename)
     notes: list[str] = []
-    goal = now if like is None else _read(like)
+    goal = now if like is None else formats.read(like)
     if HOLDS.get(_name(module)) == "keras" and goal.model is not None:
         goal, notes = upgraded(goal)
     if like is None:
@@ -137,24 +137,6 @@ def convert(
             difference = _proven(pairs, _read_again(module, partial, result), factors)
     lost = tuple(name for name in left if not name.endswith(COUNTER))
     return Report(original.path, str(path), result.convention, renamed, lost, tuple(notes), len(pairs), difference)
-
-
-def writer(path: Path, *, overwrite: bool) -> ModuleType:
-    """The format in which a file of this name is written.
-
-    Raises:
-        InputError: there is none, or something lies there that is not to be overwritten.
-    """
-    module = formats.of_name(path)
-    if not overwrite and (path.exists() or module.recognises(path)):
-        raise InputError(f"{path} already exists; give another name, or overwrite")
-    return module
-
-
-def _read(path: str | os.PathLike[str]) -> Checkpoint:
-    path = Path(path)
-    checkpoint: Checkpoint = formats.recognised(path).read(path)
-    return checkpoint
 
 
 def _read_again(module: ModuleType, path: Path, written: Checkpoint) -> Checkpoint:

@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evenkeel.errors import ArgumentError, InputError, MissingLibraryError
-from evenkeel.files import replacing
+from evenkeel.files import remove, replacing
 from evenkeel.workloads.training import SUFFIXES, Settings, Trainer
 
 if TYPE_CHECKING:
@@ -215,19 +214,13 @@ def _checkpoints(out: Path) -> list[Path]:
 
 def _clear(out: Path) -> None:
     for path in _files(out):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _save(out: Path, network: Trainer, saved: Saved) -> None:
     """Write the network, then the history that names it, then remove older ones: the folder is whole at any moment."""
-    _write(network, out / saved.checkpoint)
+    with replacing(out / saved.checkpoint) as path:
+        network.save(path)
     content = {
         "settings": saved.settings._asdict(),
         "checkpoint": saved.checkpoint,
@@ -237,20 +230,7 @@ def _save(out: Path, network: Trainer, saved: Saved) -> None:
         path.write_text(json.dumps(content, indent=1) + "\n")
     for path in _checkpoints(out):
         if path.name != saved.checkpoint:
-            _remove(path)
-
-
-def _write(network: Trainer, path: Path) -> None:
-    """As `replacing` does, but what the network writes may be a folder."""
-    partial = path.with_name(f"partial-{path.name}")
-    _remove(partial)
-    try:
-        network.save(partial)
-        if path.is_dir():  # a file is replaced at once
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        _remove(partial)
+            remove(path)
 
 
 # Data, network, training.

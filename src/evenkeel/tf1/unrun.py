@@ -140,8 +140,11 @@ def _normalizer(operation: Any) -> tuple[str | None, set[str]]:
     those of other normalizers come in through the batch.
     """
     normalizer, sources, level = None, set(), [operation]
+    seen = {operation}
     for _ in range(_DEPTH):
-        level = [before for holder in level for before in _before(holder)]
+        # Each once: many paths lead through a branch.
+        level = list(dict.fromkeys(before for holder in level for before in _before(holder) if before not in seen))
+        seen.update(level)
         for holder in level:
             scope, _, name = holder.name.rpartition("/")
             if holder.type not in _GIVEN:

@@ -16,10 +16,12 @@ A module has
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 
+from evenkeel.checkpoints.contents import Checkpoint
 from evenkeel.errors import InputError
 
 MODULES = ("keras", "weights", "hdf5", "safetensors", "npz", "torch", "saved_model", "tensorflow")
@@ -59,3 +61,22 @@ def of_name(path: Path) -> ModuleType:
         return next(module for module in writable if not module.SUFFIXES)
     endings = ", ".join(suffix for module in writable for suffix in module.SUFFIXES)
     raise InputError(f"{path} ends in {path.suffix}; give {endings}, or a name without an ending for TensorFlow")
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """What lies at `path`, by its own format."""
+    path = Path(path)
+    checkpoint: Checkpoint = recognised(path).read(path)
+    return checkpoint
+
+
+def writer(path: Path, *, overwrite: bool) -> ModuleType:
+    """The format in which a file of this name is written, if it may be.
+
+    Raises:
+        InputError: there is none, or something lies there that is not to be overwritten.
+    """
+    module = of_name(path)
+    if not overwrite and (path.exists() or module.recognises(path)):
+        raise InputError(f"{path} already exists; give another name, or overwrite")
+    return module
