@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evenkeel.checkpoints import read_checkpoint, write_checkpoint
     from evenkeel.checkpoints.convert import convert
+    from evenkeel.doctor import diagnose
+    from evenkeel.doctor.monitor.keras import NormalizationMonitor
+    from evenkeel.doctor.monitor.session import NormalizationHook
+    from evenkeel.doctor.monitor.speaking import NormalizationWarning
     from evenkeel.functional.batch_norm import Parameters, batch_norm
     from evenkeel.functional.choice import without_kernels
     from evenkeel.functional.moments import Moments, merge_moments, moments
@@ -25,12 +29,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchNormalization",
     "Moments",
+    "NormalizationHook",
+    "NormalizationMonitor",
+    "NormalizationWarning",
     "Parameters",
     "RecalibrationReport",
     "State",
     "batch_norm",
     "convert",
     "decay_exclusions",
+    "diagnose",
     "fold",
     "freeze",
     "merge_moments",
@@ -51,12 +59,16 @@ __version__ = "0.1.0"
 _HOME = {
     "BatchNormalization": "layers.keras",
     "Moments": "functional.moments",
+    "NormalizationHook": "doctor.monitor.session",
+    "NormalizationMonitor": "doctor.monitor.keras",
+    "NormalizationWarning": "doctor.monitor.speaking",
     "Parameters": "functional.batch_norm",
     "RecalibrationReport": "surgery.recalibrate",
     "State": "functional.moving",
     "batch_norm": "functional.batch_norm",
     "convert": "checkpoints.convert",
     "decay_exclusions": "surgery.decay",
+    "diagnose": "doctor",
     "fold": "surgery.fold",
     "freeze": "surgery.freeze",
     "merge_moments": "functional.moments",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evenkeel.errors import ArgumentError, InputError
-from evenkeel.surgery.recalibrate.feeding import Batches, batches
+from evenkeel.surgery.recalibrate.feeding import Batches, batches, inputs, targets
 
 from conftest import NAME
 
@@ -166,6 +166,19 @@ def test_npz(tmp_path, arrays, order):
 def test_compressed_npz(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", x=X)
     assert all(map(np.array_equal, fed(tmp_path / "x.npz"), PARTS))
+
+
+def test_targets_stay_beside_their_inputs(tmp_path):
+    np.savez(tmp_path / "x.npz", x=X, y=Y)
+    items = list(batches(tmp_path / "x.npz", batch_size=2, steps=None).items())
+    assert np.array_equal(np.concatenate([targets(item) for item in items]), Y)
+    assert all(len(inputs(item)) == len(targets(item)) for item in items)
+
+
+def test_targets_that_are_no_numbers_are_left_out(tmp_path):
+    np.savez(tmp_path / "x.npz", x=X, y=np.array(["a"] * len(X), object))
+    items = list(batches(tmp_path / "x.npz", batch_size=2, steps=None).items())
+    assert all(map(np.array_equal, items, PARTS))
 
 
 def test_npz_of_several_inputs(tmp_path):

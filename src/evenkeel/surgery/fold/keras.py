@@ -48,7 +48,7 @@ def check(model: Any, data: Any) -> None:
     Raises:
         InputError: a subclassed model, or one that was not built.
     """
-    if not _has_graph(model):
+    if not has_graph(model):
         raise InputError(
             f"{model.name} is a {type(model).__name__}, whose graph Keras does not know; give a functional or "
             "Sequential model, and fold the ones inside a subclassed model one by one"
@@ -79,7 +79,7 @@ def folded(model: Any, data: Any) -> tuple[Any, Plan]:
     gone: set[int] = set()
     total = Plan([], [], {}, [], 1.0)
     for part, path, fixed in _models(model, "", ""):
-        nodes, outputs = _graph(part)
+        nodes, outputs = calls_of(part)
         described = {key: _call(node, path, calls, fixed) for key, node in nodes.items()}
         found = plan(described, outputs)
         linears.update({id(nodes[key].layer): linear for key, linear in found.linears.items()})
@@ -122,8 +122,8 @@ def narrow_inside(model: Any, data: Any) -> bool:
         operation.call = watch
 
     for part, *_ in _models(model, "", ""):
-        for node in _graph(part)[0].values():
-            if isinstance(node.layer, keras.Operation) and not _has_graph(node.layer):
+        for node in calls_of(part)[0].values():
+            if isinstance(node.layer, keras.Operation) and not has_graph(node.layer):
                 watched(node.layer)
     outputs(model, data)
     return any(found)
@@ -165,8 +165,8 @@ def parameters(model: Any) -> int:
 def multiply_adds(model: Any, data: Any) -> int:
     """Of one example, in convolutions, dense layers and normalizers."""
     total = 0
-    for node in _graph(model)[0].values():
-        if _has_graph(node.layer):
+    for node in calls_of(model)[0].values():
+        if has_graph(node.layer):
             total += node.calls * multiply_adds(node.layer, data)
         elif isinstance(node.layer, keras.layers.BatchNormalization):
             total += _product(node.written[1:])
@@ -206,13 +206,13 @@ class _Node(NamedTuple):
     calls: int = 1
 
 
-def _has_graph(layer: Any) -> bool:
+def has_graph(layer: Any) -> bool:
     return isinstance(layer, keras.Sequential) or (
         isinstance(layer, keras.Model) and {"layers", "input_layers"} <= layer.get_config().keys()
     )
 
 
-def _graph(model: Any) -> tuple[dict[Hashable, _Node], list[Hashable]]:
+def calls_of(model: Any) -> tuple[dict[Hashable, _Node], list[Hashable]]:
     """Every call in the model by its key, and the keys of those whose results are outputs."""
     return _chain(model) if isinstance(model, keras.Sequential) else _network(model)
 
@@ -294,8 +294,8 @@ def _models(model: Any, path: str, fixed: str) -> Iterator[tuple[Any, str, str]]
             return
         seen.add(id(model))
         yield model, path, fixed
-        for node in _graph(model)[0].values():
-            if _has_graph(node.layer):
+        for node in calls_of(model)[0].values():
+            if has_graph(node.layer):
                 inside = fixed or (
                     f"stands in {node.name}, which is called with training=True" if node.training else ""
                 )
@@ -309,9 +309,9 @@ def _count_calls(model: Any, calls: dict[int, int], seen: set[int]) -> None:
     if id(model) in seen:
         return
     seen.add(id(model))
-    for node in _graph(model)[0].values():
+    for node in calls_of(model)[0].values():
         calls[id(node.layer)] = calls.get(id(node.layer), 0) + 1
-        if _has_graph(node.layer):
+        if has_graph(node.layer):
             _count_calls(node.layer, calls, seen)
 
 
@@ -330,8 +330,8 @@ def _call(node: _Node, path: str, calls: dict[int, int], fixed: str) -> Call:
             # What such a layer keeps as its kernel may be anything.
             return call._replace(part=Linear((), np.zeros(0), "", {}, {}), refusal=refusal)
         activation = getattr(layer, "activation", None)
-        return call._replace(part=_linear(node), activation=_activation(activation))
-    passes = type(layer) in PASSING or (type(layer) is keras.layers.Activation and not _activation(layer.activation))
+        return call._replace(part=_linear(node), activation=activation_name(activation))
+    passes = type(layer) in PASSING or (type(layer) is keras.layers.Activation and not activation_name(layer.activation))
     return call._replace(part="passes") if passes and not node.training else call
 
 
@@ -339,7 +339,7 @@ def _kind(layer: Any) -> str:
     return "Input" if isinstance(layer, keras.KerasTensor) else type(layer).__name__
 
 
-def _activation(function: Any) -> str:
+def activation_name(function: Any) -> str:
     if function is None or function is keras.activations.linear:
         return ""
     return getattr(function, "__name__", type(function).__name__)
@@ -350,7 +350,7 @@ def _normalizer(node: _Node) -> Normalizer:
     axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
     gamma, beta = (None if value is None else _values(value).ravel() for value in (layer.gamma, layer.beta))
     mean, variance = _values(layer.moving_mean).ravel(), _values(layer.moving_variance).ravel()
-    activation = _activation(getattr(layer, "activation", None))
+    activation = activation_name(getattr(layer, "activation", None))
     return Normalizer.of(axis % len(node.read), mean, variance, gamma, beta, layer.epsilon, activation)
 
 
@@ -455,7 +455,7 @@ def _kernels(layer: Any) -> list[Any]:
 
 def _hidden(node: _Node, path: str) -> Iterator[Any]:
     """The normalizers that a layer keeps inside, where nobody can see what stands round them."""
-    if _has_graph(node.layer) or isinstance(node.layer, keras.layers.BatchNormalization):
+    if has_graph(node.layer) or isinstance(node.layer, keras.layers.BatchNormalization):
         return
     seen: set[int] = set()
 
@@ -504,7 +504,7 @@ def _rebuilt(model: Any, linears: dict[int, Linear], gone: set[int], dtype: str 
 
     def copied(layer: Any) -> Any:
         if id(layer) not in copies:
-            make = rebuilt if _has_graph(layer) else single
+            make = rebuilt if has_graph(layer) else single
             copies[id(layer)] = layer, make(layer)
             if id(layer) in gone:
                 places.add(id(copies[id(layer)][1]))
@@ -523,7 +523,7 @@ def _rebuilt(model: Any, linears: dict[int, Linear], gone: set[int], dtype: str 
         if id(layer) in gone:
             config = {name: layer.get_config()[name] for name in ("name", "dtype")}
             activation = getattr(layer, "activation", None)
-            if not _activation(activation):
+            if not activation_name(activation):
                 return keras.layers.Identity.from_config(config)
             return keras.layers.Activation.from_config(config | {"activation": activation})
         config = layer.get_config()
@@ -538,7 +538,7 @@ def _rebuilt(model: Any, linears: dict[int, Linear], gone: set[int], dtype: str 
     for old, new in copies.values():
         if id(old) in linears:
             _write(new, linears[id(old)])
-        elif isinstance(old, keras.Layer) and id(old) not in gone and not _has_graph(old):
+        elif isinstance(old, keras.Layer) and id(old) not in gone and not has_graph(old):
             new.set_weights(old.get_weights())
             if hasattr(new, "finalize_state"):  # Normalization keeps what it computes beside its weights.
                 new.finalize_state()

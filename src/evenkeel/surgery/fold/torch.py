@@ -55,7 +55,7 @@ def folded(model: Any, data: Any) -> tuple[Any, Plan]:
     import torch
 
     result = copy.deepcopy(model).eval()
-    graph = _traced(result)
+    graph = traced(result)
     modules = dict(result.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     users = Counter(id(value) for module in modules.values() for value in module.parameters(recurse=False))
@@ -198,7 +198,7 @@ def _name(dtype: Any) -> str:
 # What the modules do.
 
 
-def _traced(model: Any) -> Any:
+def traced(model: Any) -> Any:
     import torch
 
     class Tracer(torch.fx.Tracer):

@@ -3,27 +3,22 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from evenkeel import arguments
-from evenkeel.errors import ArgumentError, InputError
-from evenkeel.surgery.recalibrate.feeding import Batches, batches
+from evenkeel.errors import InputError
+from evenkeel.surgery.recalibrate import subject as subjects
+from evenkeel.surgery.recalibrate.feeding import batches, shown
 from evenkeel.surgery.recalibrate.judging import Judge, judge
 from evenkeel.surgery.recalibrate.passes import METHODS
 from evenkeel.surgery.recalibrate.processes import Gather, gatherer
 from evenkeel.surgery.recalibrate.report import RecalibrationReport, Renewed, renewed
-from evenkeel.surgery.recalibrate.subject import Subject
 
 __all__ = ["RecalibrationReport", "Renewed", "recalibrate"]
-
-FOREIGN = (
-    "a {kind} cannot be recalibrated; give a Keras model, a torch.nn.Module, a flax.nnx.Module or a session of "
-    "TensorFlow 1"
-)
 
 
 def recalibrate(
@@ -91,15 +86,18 @@ def recalibrate(
     if steps is not None:
         steps = arguments.positive_integer("steps", steps)
     source = batches(data, batch_size=size, steps=steps)
-    subject, call, class_axis = _subject(model, source, method, phase, feed, include_frozen)
+    subject = subjects.of(
+        model, source, phase=phase, feed=feed, training=method == "pooled", include_frozen=include_frozen
+    )
     if not subject.normalizers:
         raise InputError(f"the {type(model).__name__} has no batch normalization; there is nothing to recalibrate")
     before = {normalizer: normalizer.read() for normalizer in subject.normalizers if normalizer.left is None}
     gather = gather or gatherer()
-    judged = None if keep_if_better is None else judge(model, keep_if_better, size, call, class_axis)
+    judged = None if keep_if_better is None else judge(model, keep_if_better, size, subject.call, subject.class_axis)
+    rounds = functools.partial(shown, source, source.count, progress, "recalibrating")
     scores = [_score(judged, gather)]
     try:
-        pools = passes(subject, lambda: _shown(source, progress), before, gather) if before else {}
+        pools = passes(subject, rounds, before, gather) if before else {}
         if before and not pools:
             raise InputError("no data reached a normalizer; see that there is a batch, and that the model uses them")
         changes = [
@@ -127,53 +125,6 @@ def recalibrate(
     )
 
 
-def _subject(
-    model: Any, source: Batches, method: str, phase: Any, feed: Any, include_frozen: bool
-) -> tuple[Subject, Callable[[Any], Any] | None, int]:
-    """The model as recalibration sees it, how it is called, and which axis of its output has the classes."""
-    keras, torch, tensorflow, nnx = (sys.modules.get(name) for name in ("keras", "torch", "tensorflow", "flax.nnx"))
-    if tensorflow is not None and isinstance(
-        model, tensorflow.compat.v1.Session | tensorflow.compat.v1.InteractiveSession
-    ):
-        from evenkeel.surgery.recalibrate.tf1 import TF1Session
-
-        return TF1Session(model, source, phase=phase, feed=feed, training=method == "pooled"), None, -1
-    if phase is not None or feed is not None:
-        raise ArgumentError(
-            f"phase and feed are for sessions of TensorFlow 1; leave them out for a {type(model).__name__}"
-        )
-    # With torch as its backend, a Keras layer is a torch module too.
-    if keras is not None and isinstance(model, keras.layers.Layer):
-        from evenkeel.surgery.recalibrate.keras import CLASS_AXIS as LAST
-        from evenkeel.surgery.recalibrate.keras import KerasModel
-
-        keras_model = KerasModel(model, source, include_frozen=include_frozen)
-        return keras_model, keras_model.call, LAST
-    if torch is not None and isinstance(model, torch.nn.Module):
-        from evenkeel.surgery.recalibrate.torch import CLASS_AXIS, TorchModule
-
-        module = TorchModule(model, include_frozen=include_frozen)
-        return module, module.call, CLASS_AXIS
-    if nnx is not None and isinstance(model, nnx.Module):
-        from evenkeel.surgery.recalibrate.flax import CLASS_AXIS as NNX_AXIS
-        from evenkeel.surgery.recalibrate.flax import FlaxModule
-
-        flax_module = FlaxModule(model)
-        return flax_module, flax_module.call, NNX_AXIS
-    raise ArgumentError(FOREIGN.format(kind=type(model).__name__))
-
-
 def _score(judged: Judge | None, gather: Gather) -> float:
     """The same in all processes."""
     return 0.0 if judged is None else float(gather(np.array([judged.score()]))[0][0])
-
-
-def _shown(source: Batches, progress: bool | Callable[[Iterable[Any]], Iterable[Any]]) -> Iterable[Any]:
-    if not progress:
-        return source
-    if callable(progress):
-        return progress(source)
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(source, "recalibrating", total=source.count, console=Console(stderr=True))

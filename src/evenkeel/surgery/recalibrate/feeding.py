@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -22,7 +23,7 @@ ONCE = (
 
 
 class Batches:
-    """The inputs of a model, batch after batch; every iteration is one pass.
+    """The inputs of a model, batch after batch; every iteration, and every call of `items`, is one pass.
 
     count: how many batches a pass has; None where that shows only at its end.
     """
@@ -34,8 +35,12 @@ class Batches:
         self.count = steps if count is None else count if steps is None else min(steps, count)
 
     def __iter__(self) -> Iterator[Any]:
+        return map(inputs, self.items())
+
+    def items(self) -> Iterator[Any]:
+        """What the data has, with targets and weights; see `inputs` and `targets`."""
         kept, self._first = self._first, []
-        return itertools.islice(kept[0] if kept else map(inputs, self._start()), self._steps)
+        return itertools.islice(kept[0] if kept else iter(self._start()), self._steps)
 
     def first(self) -> Any:
         """The first batch, which is also the first one of the next pass.
@@ -43,12 +48,12 @@ class Batches:
         Raises:
             InputError: there is none.
         """
-        start = iter(self)
-        batch = next(start, None)
-        if batch is None:
+        start = self.items()
+        item = next(start, None)
+        if item is None:
             raise InputError("data has no batch; give some")
-        self._first = [itertools.chain([batch], start)]
-        return batch
+        self._first = [itertools.chain([item], start)]
+        return inputs(item)
 
 
 def batches(data: Any, *, batch_size: int, steps: int | None) -> Batches:
@@ -69,10 +74,10 @@ def batches(data: Any, *, batch_size: int, steps: int | None) -> Batches:
     """
     if isinstance(data, str | os.PathLike):
         data = _of_file(Path(data))
-    elif isinstance(data, tuple):
-        data = data[0]
+    labels = targets(data)
+    data = inputs(data)
     if _is_array(data) or (isinstance(data, Mapping | list) and data and all(map(_is_array, _leaves(data)))):
-        return _slices(data, batch_size, steps)
+        return _slices(data, labels, batch_size, steps)
     if isinstance(data, Iterator):
         return Batches(_once(data), steps)
     if callable(data) and not isinstance(data, Iterable):
@@ -97,6 +102,28 @@ def inputs(item: Any) -> Any:
     return item[0] if isinstance(item, tuple) else item
 
 
+def targets(item: Any) -> Any:
+    """The second of a tuple; None where there is none."""
+    return item[1] if isinstance(item, tuple) and len(item) > 1 else None
+
+
+def shown(
+    items: Iterable[Any],
+    count: int | None,
+    progress: bool | Callable[[Iterable[Any]], Iterable[Any]],
+    title: str,
+) -> Iterable[Any]:
+    """The items, while a bar is drawn; or a function wraps them."""
+    if not progress:
+        return items
+    if callable(progress):
+        return progress(items)
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, total=count, console=Console(stderr=True))
+
+
 def plain(value: Any) -> np.ndarray:
     """A tensor of any library in NumPy."""
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
@@ -114,16 +141,17 @@ def rows_of(data: Any) -> set[int]:
     return {len(leaf) for leaf in _leaves(data)}
 
 
-def _slices(data: Any, batch_size: int, steps: int | None) -> Batches:
+def _slices(data: Any, labels: Any, batch_size: int, steps: int | None) -> Batches:
     sizes = rows_of(data)
     if len(sizes) > 1:
         raise ArgumentError(
             f"the arrays of data have {sorted(sizes)} rows; give as many in each, or a function that returns batches"
         )
-    starts = range(0, sizes.pop(), batch_size)
-    return Batches(
-        lambda: (sliced(data, slice(start, start + batch_size)) for start in starts), steps, count=len(starts)
-    )
+    (rows,) = sizes
+    parts = [slice(start, start + batch_size) for start in range(0, rows, batch_size)]
+    if _is_array(labels) and labels.shape and len(labels) == rows:
+        return Batches(lambda: ((sliced(data, part), labels[part]) for part in parts), steps, count=len(parts))
+    return Batches(lambda: (sliced(data, part) for part in parts), steps, count=len(parts))
 
 
 def _leaves(data: Any) -> list[Any]:
@@ -161,6 +189,7 @@ def _once(data: Iterator[Any]) -> Callable[[], Iterator[Any]]:
 def _of_file(path: Path) -> Any:
     """The array of a `.npy`, or of an `.npz` the one called `x`, the only one, or all by their names; not in memory.
 
+    With `x`, one called `y` is the targets.
     Arrays that were compressed are.
     """
     try:
@@ -180,6 +209,9 @@ def _of_archive(path: Path) -> Any:
             raise ValueError("it has no array")
         names = ["x"] if "x" in members else list(members)
         arrays = {name: _member(path, archive, members[name]) for name in names}
+        if "x" in members and "y" in members:
+            with contextlib.suppress(ValueError):  # targets that are no numbers are nothing to us
+                return arrays["x"], _member(path, archive, members["y"])
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 
 from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import plain
-from evenkeel.surgery.recalibrate.pool import measured
-from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.recalibrate.pool import glanced, measured
+from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
 
-CLASS_AXIS = -1
 _SWITCHES = ("deterministic", "use_running_average")
 
 
 class FlaxModule:
     """`nnx.BatchNorm` is watched as a class while the model runs, for Python looks up `__call__` there."""
+
+    class_axis = -1
 
     def __init__(self, module: Any) -> None:
         from flax import nnx
@@ -51,7 +53,8 @@ class FlaxModule:
             normalizer = self._layers.get(id(layer))
             if normalizer is None:
                 return original(layer, x, use_running_average, mask=mask)
-            state = seen(normalizer, lambda: measured(x, axis=layer.axis, mask=mask))
+            measure, glance = (functools.partial(how, x, axis=layer.axis, mask=mask) for how in (measured, glanced))
+            state = seen(normalizer, Call(x, layer.axis, measure, glance, masked=mask is not None))
             if state is not None:
                 normalizer.write(state)
             return original(layer, x, True, mask=mask)
@@ -87,4 +90,4 @@ def _normalizer(name: str, layer: Any) -> Normalizer:
         for variable, value in zip(variables(), state, strict=False):
             variable[...] = value
 
-    return Normalizer(name, layer.epsilon, False, read, write)
+    return Normalizer(name, layer.epsilon, False, read, write, one_pass=layer.use_fast_variance)

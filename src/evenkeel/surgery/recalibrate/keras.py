@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,11 +16,10 @@ from evenkeel.errors import InputError
 from evenkeel.functional.moments import Moments, moments
 from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import Batches, plain
-from evenkeel.surgery.recalibrate.pool import measured
-from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.recalibrate.pool import glanced, measured
+from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
 from evenkeel.surgery.walk import keras_normalizers
 
-CLASS_AXIS = -1
 COMPILED = (
     "{name} is called inside a compiled or mapped function, where its input has no values; "
     "take tf.function, jit, RNN or TimeDistributed away from round it"
@@ -28,6 +28,8 @@ COMPILED = (
 
 class KerasModel:
     """`call` of every normalizer is replaced on the instance while the model runs; the model is called eagerly."""
+
+    class_axis = -1
 
     def __init__(self, model: Any, batches: Batches, *, include_frozen: bool) -> None:
         self._model = model
@@ -45,9 +47,9 @@ class KerasModel:
         watched = {normalizer: layer for normalizer, layer in self._layers.items() if normalizer.left is None}
         without_values: list[Normalizer] = []
 
-        def run(batch: Any) -> None:
+        def run(batch: Any) -> Any:
             try:
-                self.call(batch)
+                return self.call(batch)
             except Exception as error:
                 # Raised where it was found, it would come out as one of the many kinds that frameworks make of errors.
                 if without_values:
@@ -69,24 +71,35 @@ def _watched(normalizer: Normalizer, layer: Any, seen: Seen, without_values: lis
 
     def call(*arguments: Any, **options: Any) -> Any:
         given = signature.bind(*arguments, **options).arguments
-        mask = given.get("mask")
+        inputs, mask = given["inputs"], given.get("mask")
+        weights = {
+            "mask": given.get("inputs_mask") if mask is None else mask,
+            "sample_weight": given.get("sample_weight"),
+        }
 
-        def measure() -> Moments:
-            options = {
-                "axis": layer.axis,
-                "mask": given.get("inputs_mask") if mask is None else mask,
-                "sample_weight": given.get("sample_weight"),
-            }
+        def exact() -> Moments:
+            if keras.backend.backend() == "jax":  # which has no float64
+                return measured(inputs, axis=layer.axis, **weights)
+            found = moments(keras.ops.cast(inputs, "float64"), axis=layer.axis, **weights)
+            return Moments(*map(keras.ops.convert_to_numpy, found))
+
+        def with_values(measure: Callable[[], Moments]) -> Moments:
             try:
-                if keras.backend.backend() == "jax":  # which has no float64
-                    return measured(given["inputs"], **options)
-                found = moments(keras.ops.cast(given["inputs"], "float64"), **options)
-                return Moments(*map(keras.ops.convert_to_numpy, found))
+                return measure()
             except Exception:
                 without_values.append(normalizer)
                 raise
 
-        state = seen(normalizer, measure)
+        state = seen(
+            normalizer,
+            Call(
+                inputs,
+                layer.axis,
+                functools.partial(with_values, exact),
+                functools.partial(with_values, lambda: glanced(inputs, axis=layer.axis, **weights)),
+                masked=any(weight is not None for weight in weights.values()),
+            ),
+        )
         if state is not None:
             normalizer.write(state)
         return original(*arguments, **options)
@@ -111,7 +124,16 @@ def _normalizer(layer: Any, include_frozen: bool) -> Normalizer:
         left = "never called, so it has no weights"
     elif not include_frozen and (not layer.trainable or getattr(layer, "frozen", False)):
         left = "frozen"
-    return Normalizer(layer.path, layer.epsilon, getattr(layer, "bessel_correction", False), read, write, left)
+    ours = hasattr(layer, "bessel_correction")
+    return Normalizer(
+        layer.path,
+        layer.epsilon,
+        ours and layer.bessel_correction,
+        read,
+        write,
+        left,
+        one_pass=keras.backend.backend() == "torch" and not ours,
+    )
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from evenkeel.errors import InputError
-from evenkeel.functional.moments import Moments
 from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.pool import Pool, merged, nothing, packed, pool_of, unpacked
 from evenkeel.surgery.recalibrate.processes import Gather
-from evenkeel.surgery.recalibrate.subject import Normalizer, Subject
+from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Subject
 
 Before = Mapping[Normalizer, State]
 Rounds = Callable[[], Iterable[Any]]
@@ -57,11 +56,11 @@ def _seen(
     pools: dict[Normalizer, Pool] = {}
     shapes = _shapes(before)
 
-    def seen(normalizer: Normalizer, measure: Callable[[], Moments]) -> State | None:
+    def seen(normalizer: Normalizer, call: Call) -> State | None:
         pools.setdefault(normalizer, nothing(shapes[normalizer]))
         if normalizer not in wanted:
             return None
-        batch = pool_of(measure())
+        batch = pool_of(call.measure())
         if batch.spoiled.shape != shapes[normalizer]:
             raise InputError(
                 f"{normalizer.name} keeps statistics of shape {shapes[normalizer]}, and its input has those of shape "

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from evenkeel.functional.batch_norm import Parameters, training_step
 from evenkeel.functional.moments import Moments, merge_moments, moments
+from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import plain
 
 
@@ -31,6 +34,28 @@ def measured(x: Any, **options: Any) -> Moments:
     """
     with np.errstate(all="ignore"):  # what is not finite is seen in the result
         return moments(plain(x).astype("float64"), **options)
+
+
+def glanced(x: Any, *, axis: Any, **weights: Any) -> Moments:
+    """The moments of `x`, in NumPy, by the operation that serves the layer in training where there is one.
+
+    Args:
+        axis: of the channels.
+        weights: `mask` and `sample_weight` of `moments`.
+
+    Example:
+        >>> glanced(np.array([[1.0, 0.0], [3.0, np.inf]]), axis=1)
+        Moments(mean=array([ 2., nan]), variance=array([ 1., nan]), count=2)
+    """
+    channels = x.shape[axis] if isinstance(axis, int) else 0
+    count = math.prod(x.shape) // channels if channels else 0
+    if count < 2 or any(weight is not None for weight in weights.values()):
+        return Moments(*map(plain, moments(x, axis=axis, **weights)))
+    with np.errstate(all="ignore"):
+        # Of a channel that is not finite, a step keeps what there was.
+        unknown = State(*np.full((2, channels), np.nan, "float64" if "float64" in str(x.dtype) else "float32"))
+        state = training_step(x, Parameters(), unknown, axis=axis, momentum=0.0)[1]
+    return Moments(plain(state.moving_mean), plain(state.moving_variance), count)
 
 
 def nothing(shape: tuple[int, ...]) -> Pool:

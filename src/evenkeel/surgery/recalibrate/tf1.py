@@ -20,7 +20,7 @@ from evenkeel.functional.moments import Moments, bessel
 from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import Batches
 from evenkeel.surgery.recalibrate.pool import measured
-from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
 
 MEAN, VARIANCE = "moving_mean", "moving_variance"
 NO_FEED = "feed is missing, and a batch is a {kind}; give a function of a batch that returns the feed dictionary"
@@ -58,6 +58,8 @@ class _Input(NamedTuple):
 class TF1Session:
     """In training, where each normalizer uses its batch, all inputs are fetched at once; in inference one by one."""
 
+    call, class_axis = None, -1
+
     def __init__(self, session: Any, batches: Batches, *, phase: Any, feed: Any, training: bool) -> None:
         self._session, self._feed, self._training = session, feed, training
         on = {} if phase is None else dict(phase) if isinstance(phase, Mapping) else {phase: True}
@@ -67,7 +69,7 @@ class TF1Session:
         self._phases = {True: on, False: off}
         variables = {variable.op.name: variable for variable in _in(session.graph, "GLOBAL_VARIABLES")}
         self._others = [variable for variable in variables.values() if not _trained(session.graph, variable)]
-        values = _values(session.graph, list(variables))
+        values = moved_towards(session.graph, list(variables))
         names = [name for name in values if name.endswith(MEAN) and _sibling(name) in variables]
         if not names:
             raise InputError(NO_UPDATES)
@@ -97,13 +99,13 @@ class TF1Session:
                 tensors = [found.tensor for found in self._inputs.values()]
                 fetched = dict(zip(self._inputs, self._run(batch, tensors, training=True), strict=True))
 
-            def measure(normalizer: Normalizer) -> Moments:
-                found = self._inputs[normalizer]
-                value = fetched.get(normalizer)
+            def measure(found: _Input, value: np.ndarray | None) -> Moments:
                 return found.moments(self._run(batch, found.tensor, training=False) if value is None else value)
 
-            for normalizer in self._inputs:
-                seen(normalizer, functools.partial(measure, normalizer))
+            for normalizer, found in self._inputs.items():
+                value = fetched.get(normalizer)
+                measured_now = functools.partial(measure, found, value)
+                seen(normalizer, Call(value, found.axis, measured_now, measured_now))
 
         with self._unchanged():
             yield run
@@ -159,7 +161,7 @@ class TF1Session:
         return None
 
 
-def _values(graph: Any, names: list[str]) -> dict[str, Any]:
+def moved_towards(graph: Any, names: list[str]) -> dict[str, Any]:
     """Name of a variable -> what an operation moves it towards, in the order of the graph.
 
     An average without the start value (`zero_debias`) is kept in a variable `.../NAME/biased` beside.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +14,9 @@ from evenkeel.functional.moments import Moments, moments
 from evenkeel.functional.moving import State
 from evenkeel.surgery.pinned import is_pinned
 from evenkeel.surgery.recalibrate.feeding import plain
-from evenkeel.surgery.recalibrate.subject import Normalizer, Seen
+from evenkeel.surgery.recalibrate.pool import glanced
+from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
 from evenkeel.surgery.walk import torch_normalizers
-
-CLASS_AXIS = 1
 
 
 class TorchModule:
@@ -24,6 +24,8 @@ class TorchModule:
 
     `num_batches_tracked` stays: it counts training steps, and matters with `momentum=None` only.
     """
+
+    class_axis = 1
 
     def __init__(self, module: Any, *, include_frozen: bool) -> None:
         self._module = module
@@ -75,13 +77,14 @@ class TorchModule:
 
 def _before(normalizer: Normalizer, seen: Seen) -> Callable[..., None]:
     def hook(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        x = arguments[0] if arguments else options["input"]
+
         def measure() -> Moments:
-            x = arguments[0] if arguments else options["input"]
             # Apple's GPU has no float64.
             found = moments(x if x.device.type == "mps" else x.double(), axis=1)
             return Moments(plain(found.mean), plain(found.variance), plain(found.count))
 
-        state = seen(normalizer, measure)
+        state = seen(normalizer, Call(x, 1, measure, functools.partial(glanced, x, axis=1)))
         if state is not None:
             normalizer.write(state)
 
