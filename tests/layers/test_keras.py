@@ -1188,3 +1188,37 @@ def test_rank_one():
     x = data((5,))
     y = built((5,))(x, training=True)
     np.testing.assert_allclose(plain(y), inferred(built((5,)), x), rtol=1e-5)
+
+
+class Wrapped(keras.layers.Layer):
+    """A layer of one's own that says nothing of its shapes, so that Keras asks with a batch of unknown size."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = built((None, 4))
+
+    def call(self, inputs):
+        return self.inner(inputs, training=True)
+
+
+def test_keras_finds_the_shape_of_a_layer_round_it():
+    assert keras.Sequential([keras.Input([4]), Wrapped()]).output_shape == (None, 4)
+
+
+@pytest.mark.skipif(NAME != "jax", reason="symbolic shapes are JAX's")
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_step_exported_with_a_batch_of_any_size(backend, rows):
+    layer = built((None, 4))
+    weights = [
+        [variable.value for variable in part] for part in (layer.trainable_variables, layer.non_trainable_variables)
+    ]
+
+    def step(x):
+        return layer.stateless_call(*weights, x, training=True)
+
+    shape = backend.jax.export.symbolic_shape("rows, 4")
+    exported = backend.jax.export.export(backend.jax.jit(step))(backend.jax.ShapeDtypeStruct(shape, "float32"))
+    x = data((rows, 4))
+    (y, state), (wanted, kept) = exported.call(x), step(x)
+    np.testing.assert_allclose(y, wanted, atol=1e-6)
+    np.testing.assert_allclose(np.stack(state), np.stack(kept), rtol=1e-6)

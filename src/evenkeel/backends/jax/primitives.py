@@ -49,8 +49,7 @@ def pad_rows(x, count):
     return jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1))
 
 
-def cond(condition, when_true, when_false):
-    return when_true() if condition else when_false()
+cond = jax.lax.cond
 
 
 def all_reduce():
