@@ -11,7 +11,9 @@ from evenkeel import backends
 
 if os.environ.get("KERAS_BACKEND") != "tensorflow":
     collect_ignore_glob = ["src/evenkeel/tf1/*", "src/evenkeel/workloads/sessions.py", "tests/tf1/*"]
-    collect_ignore_glob += ["src/evenkeel/workloads/apis/*"]
+    collect_ignore_glob += ["src/evenkeel/workloads/apis/*", "src/evenkeel/doctor/monitor/session.py"]
+if os.environ.get("KERAS_BACKEND") == "numpy":
+    collect_ignore_glob += ["src/evenkeel/doctor/monitor/keras.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ if NAME == "numpy":
 import keras
 
 from evenkeel import BatchNormalization
-from evenkeel.doctor import observing, rules
+from evenkeel.doctor import diagnose, observing, rules
 from evenkeel.doctor.evidence import Batching, Observed, Phases, Rows, Score, Unseen
 from evenkeel.doctor.evidence import Normalizer as Known
 from evenkeel.doctor.options import Options
@@ -390,3 +390,10 @@ def test_a_session(sick):
         assert all(map(np.array_equal, before, session.run(v1.global_variables())))
     assert ids(findings) == ([("EK401", "error")] if sick else [])
     assert evidence[Observed].seen[0].values == (32, 32, 16) and "outputs" in evidence[Unseen].what
+
+
+@pytest.mark.parametrize("labels", [np.zeros(64, "float32"), np.full(64, 9), np.eye(2)[np.zeros(64, int)]])
+def test_labels_of_another_kind_are_not_passed_over(labels):
+    model = keras.Sequential([keras.Input([3]), keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+    found = diagnose(model, (np.random.default_rng(0).normal(size=(64, 3)).astype("float32"), labels))
+    assert "accuracy and loss" in [item.what for item in found.unseen]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/rules is what the rules say of themselves."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,5 +48,6 @@ def test_an_example_is_what_the_rule_says_of_it():
 def test_the_command_writes_them_and_removes_what_is_gone(tmp_path):
     (tmp_path / "EK999.md").write_text("gone")
     (tmp_path / "notes.txt").write_text("mine")
-    subprocess.run([sys.executable, "-m", "evenkeel.doctor.pages", str(tmp_path)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    subprocess.run([sys.executable, "-m", "evenkeel.doctor.pages", str(tmp_path)], check=True, env=environment)
     assert {path.name for path in tmp_path.iterdir()} == {*pages(), "notes.txt"}

@@ -172,6 +172,8 @@ def has(text):
     "text",
     [
         "torchvision.models.resnet18()",
+        "torchvision.models.__dict__['resnet18']()",
+        "model = torchvision.models.__dict__[arguments.arch](pretrained=True)\nmodel",
         "model = nn.DataParallel(torchvision.models.vgg11_bn().to('cpu')).cuda()\nmodel",
         "nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))",
         "layers = [nn.Linear(1, 2)]\nlayers += [nn.BatchNorm1d(2), nn.ReLU()]\nnn.Sequential(*layers)",
@@ -188,6 +190,7 @@ def test_models_with_batch_normalization(text):
     "text",
     [
         "torchvision.models.vgg11()",
+        "torchvision.models.__dict__['vgg11']()",
         "nn.Sequential(nn.Linear(1, 2), nn.LayerNorm(2))",
         "class Other(nn.Module):\n    def __init__(self): self.b = nn.BatchNorm1d(3)\nnn.Linear(1, 2)",
         "nn.BatchNorm1d(3, track_running_stats=False)",

@@ -318,6 +318,54 @@ def test_training_longhand(road, session):
     assert v1.get_collection(v1.GraphKeys.UPDATE_OPS) == []
 
 
+@pytest.mark.parametrize("road", ["its name", "a session"])
+def test_training_longhand_under_new_control_flow(road, session):
+    """A layer of Keras hands out the values of its branches for the gradient: what predicted before can be trained."""
+    v1.enable_control_flow_v2()
+    x, target = data()
+    model = small()
+    model.predict(x)
+    ROADS[road](model, x, target, steps=2)
+    for got, expected in zip(model.get_weights(), longhand(x, target, 2, 0.01)[0], strict=True):
+        close(got, expected)
+
+
+PHASES = {
+    "tf.layers": lambda x, phase: tf1.layers.batch_normalization(x, training=phase),
+    "tf.contrib.layers": lambda x, phase: tf1.contrib.layers.batch_norm(x, is_training=phase, scale=True),
+    "in place": lambda x, phase: tf1.contrib.layers.batch_norm(
+        x, is_training=phase, scale=True, updates_collections=None
+    ),
+    "tf.compat.v2.keras": lambda x, phase: tf1.compat.v2.keras.layers.BatchNormalization()(x, training=phase),
+    "a branch": lambda x, phase: v1.cond(
+        phase, lambda: tf1.layers.batch_normalization(x, training=True), lambda: tf.identity(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("normalize", PHASES.values(), ids=PHASES)
+def test_two_in_a_layer_of_keras_under_new_control_flow(normalize, session):
+    """A layer of the program's own, which normalizes twice; against the same gradient under the old control flow."""
+
+    class Twice(tf1.keras.layers.Layer):
+        @tf.autograph.experimental.do_not_convert
+        def call(self, inputs):
+            return normalize(normalize(inputs, phase) * weights, phase)
+
+    x, _ = data()
+    phase, weights = v1.placeholder(tf.bool, []), tf.constant([1.0, -2.0, 3.0])
+    gradients = []
+    for scope, switch in {"old": v1.disable_control_flow_v2, "new": v1.enable_control_flow_v2}.items():
+        switch()
+        given = v1.placeholder(tf.float32, [None, 3])
+        with v1.variable_scope(scope, use_resource=True):
+            y = Twice()(given)
+        (gradient,) = tf.gradients(tf.reduce_sum(y * y * y * weights), given)
+        session.run(v1.global_variables_initializer())
+        gradients.append([session.run(gradient, {given: x, phase: training}) for training in (True, False)])
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
 FROZEN = ("when made", "before the call")
 
 

@@ -227,9 +227,13 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """All normalizers that the data reached, in the order of their first call."""
+    """All normalizers that the data reached, in the order of their first call.
+
+    rows: of the data; None where that is not known.
+    """
 
     seen: tuple[Seen, ...]
+    rows: int | None = None
 
 
 class Score(NamedTuple):

@@ -55,6 +55,11 @@ ENDLESS = Unseen(
 UNREACHED = Unseen(
     "the statistics of the batch", "no data reached a normalizer", "give data of one batch at least, and see the model"
 )
+ALL_FROZEN = Unseen(
+    "the outputs in both phases",
+    "all normalizers are frozen, and training normalizes as inference does",
+    "evenkeel.unfreeze(model), if they are not to be",
+)
 NO_OUTPUTS = Unseen(
     "the outputs in both phases",
     "a session does not tell which of its tensors are the outputs",
@@ -156,7 +161,10 @@ def _found(model: Any, options: Options, normalizers: Mapping[str, Known]) -> It
     try:
         layers, blind, kept, rows = _all_data(subject, source, before, options)
         if subject.call is not None and layers:
-            compared.append(_phases(subject, before, layers, kept))
+            frozen = {one for one in layers if one.name in normalizers and normalizers[one.name].frozen}
+            learning = {one: layer for one, layer in layers.items() if one not in frozen}
+            compared.append(_phases(subject, before, learning, kept) if learning else ALL_FROZEN)
+            compared += _unused(kept, compared[-1])
         if subject.call is not None:
             _write(before)
             compared.append(_rows(subject.call, kept[0].inputs, {layer.dtype for layer in layers.values()}))
@@ -164,7 +172,8 @@ def _found(model: Any, options: Options, normalizers: Mapping[str, Known]) -> It
         _write(before)  # after the call too, for a layer that is told to train moves its statistics
     seen = tuple(_seen(layer, one, normalizers.get(one.name)) for one, layer in layers.items())
     if seen:
-        yield Observed(seen)
+        known = [count for count in rows if count is not None]
+        yield Observed(seen, sum(known) if len(known) == len(rows) else None)
         yield from _batching(seen, rows)
     yield from compared
     yield from (dataclasses.replace(COMPILED, what=COMPILED.what.format(name=one.name)) for one in blind)
@@ -270,6 +279,17 @@ def _phases(
     return Phases(curve[0], curve[len(order)], swapped, sum(part.rows for part in kept), renewed)
 
 
+def _unused(kept: list[_Kept], found: Evidence) -> Iterator[Unseen]:
+    """Labels that came with the data, and that the outputs could not be compared with."""
+    given = [part.labels for part in kept if part.labels is not None]
+    if given and isinstance(found, Phases) and found.inference.accuracy is None:
+        yield Unseen(
+            "accuracy and loss",
+            f"the labels are {given[0].dtype} of shape {given[0].shape}, and no classes of the first output",
+            "give (x, y) with class labels, integers of shape (rows,)",
+        )
+
+
 def _output(
     subject: Subject, states: Mapping[Normalizer, State], using: Collection[Normalizer], part: _Kept
 ) -> np.ndarray:
@@ -364,16 +384,17 @@ def _rows(call: Callable[[Any], Any], batch: Any, dtypes: Collection[str | None]
     if once.shape[:1] != rows.shape:
         return Unseen(ALONE, f"the output of {len(rows)} rows has shape {once.shape}", "put the rows first")
     with np.errstate(invalid="ignore"):  # what is not finite before and after has not changed
-        change, noise = (_finite(other[:fixed] - once[:fixed]) for other in (changed, again))
+        change, noise = (_largest(other[:fixed] - once[:fixed]) for other in (changed, again))
     # Ten times the rounding of a half's width is seldom, and a hundred times that of float32, after many layers.
     digits = max([100 * 2.0**-23, *(10 * EPSILON.get(str(dtype), 0) for dtype in dtypes)])
-    unit = float(np.std(_finite(once))) if _finite(once).size else 0.0
-    largest, noise, change = (float(np.abs(values).max(initial=0)) for values in (_finite(once), noise, change))
-    return Rows(change / (unit or 1.0), (digits * largest + 10 * noise) / (unit or 1.0))
+    finite = once[np.isfinite(once)]
+    unit = (float(np.std(finite)) if finite.size else 0.0) or 1.0
+    return Rows(change / unit, (digits * _largest(once) + 10 * noise) / unit)
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+def _largest(values: np.ndarray) -> float:
+    """Of those that are finite."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def _padding(x: np.ndarray) -> tuple[int, int]:

@@ -70,11 +70,12 @@ _NAMES: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "flax.nnx.BatchNorm": ("flax", {}),
 }
 PHASES = {"layers": ("training", False), "slim": ("is_training", True), "flax": ("use_running_average", UNKNOWN)}
-# Whole models of others that have batch normalization: those of torchvision and keras.applications.
+# Whole models of others that have batch normalization: those of torchvision and keras.applications. `__dict__` stands
+# for the one of a name that is not in the text, `models.__dict__[arguments.arch]`; all but a few have some.
 _READY = re.compile(
     r"(?P<library>torchvision\.models|keras\.applications)\.([\w.]*\.)?"
     r"(resnet|resnext|wide_resnet|densenet|mobilenet|inception|xception|googlenet|shufflenet|mnasnet|efficientnet|"
-    r"regnet|nasnet|vgg\d+_bn)\w*",
+    r"regnet|nasnet|vgg\d+_bn|__dict__)\w*",
     re.IGNORECASE,
 )
 # What gives back the module it was given.
@@ -366,6 +367,10 @@ class Program:
         return self._names.get(expression, frozenset())
 
     def _called(self, value: ast.expr) -> Iterator[str]:
+        match value:
+            case ast.Subscript(ast.Attribute(module, "__dict__"), key):
+                ends = {end if isinstance(end, str) else "__dict__" for end in self.constants(key)}
+                yield from (f"{start}.{end}" for start in self.names(module) for end in ends)
         path: list[str] = []
         while isinstance(value, ast.Attribute):
             path.insert(0, value.attr)

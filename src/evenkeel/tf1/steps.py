@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import tensorflow as tf
 
 from evenkeel.functional.batch_norm import Parameters, inference_step, training_step
+from evenkeel.functional.choice import without_kernels
 from evenkeel.functional.moving import State
 
 v1 = tf.compat.v1
@@ -75,8 +76,16 @@ def step(
     if training is False:
         return inference_step(x, params, state, **shared)[0], None
     options["momentum"] = 0.0
+
+    def trained() -> tuple[Any, State]:
+        # Workaround: in a branch of TensorFlow 2's control flow, a kernel is but a second cond round the formula, and
+        # the gradient of a cond in a cond, in a layer of Keras, may sum bools in 2.21: "unsupported dtype 10".
+        in_branch = v1.get_default_graph().building_function and not v1.executing_eagerly_outside_functions()
+        with without_kernels() if in_branch else nullcontext():
+            return training_step(x, params, state, **shared, **options)
+
     if training is True:
-        return training_step(x, params, state, **shared, **options)
+        return trained()
     kept = [name for name, value in state._asdict().items() if value is not None]
 
     def flat(result: tuple[Any, State]) -> tuple[Any, ...]:
@@ -85,7 +94,7 @@ def step(
 
     y, *new = v1.cond(
         training,
-        lambda: flat(training_step(x, params, state, **shared, **options)),
+        lambda: flat(trained()),
         lambda: flat(inference_step(x, params, state, **shared)),
         name=cond,
     )

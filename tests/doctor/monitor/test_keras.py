@@ -215,7 +215,7 @@ def test_a_finding_is_a_warning_once():
 
 def test_a_warning_may_end_the_training():
     model, monitor = network(wrapper=WithoutUpdates), NormalizationMonitor()
-    with pytest.raises(NormalizationWarning, match="EK101"):  # pytest makes errors of warnings
+    with pytest.raises(NormalizationWarning, match="EK152 error"):  # pytest makes errors of warnings
         fit(model, monitor)
     assert len(monitor.history) == 2  # an epoch of two layers
 

@@ -163,7 +163,7 @@ def images(rows=128):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, CLASSES, rows)
     shown = generator.normal(size=(rows, 8, 8, 1)) + np.arange(rows)[:, None, None, None] % 2
-    shown[:, 2 : 4, 2:4, 0] += 4 * (labels[:, None, None] - 1.5)
+    shown[:, 2:4, 2:4, 0] += 4 * (labels[:, None, None] - 1.5)
     return shown.astype("float32"), labels
 
 

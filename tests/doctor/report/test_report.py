@@ -95,7 +95,7 @@ def test_without_labels_the_gap_is_said():
 def test_what_was_not_looked_at_is_said():
     text = str(examined("x", "model", [Unseen("the graph", "it is hidden", "show it")]))
     assert "\nnot looked at: the graph: it is hidden; show it\n" in text
-    assert text.endswith("healthy: nothing was found, in what could be looked at")
+    assert text.endswith("nothing was found, and no batch normalization was looked at")
 
 
 def test_both_phases_are_said(sick):
@@ -226,3 +226,14 @@ def test_paths_elsewhere_are_whole(tmp_path, monkeypatch):
 def artifact(report):
     (result,) = json.loads(report.to_sarif())["runs"][0]["results"]
     return result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+
+
+def test_a_warning_that_explains_an_error_is_an_error_and_comes_first():
+    slow = Normalizer("bn", np.ones(2), np.ones(2), momentum=0.99, updates=240)
+    phases = Phases(Score(0.0, 0.5, 2.0), Score(1.0, 0.9, 0.2), {"bn": Score(1.0, 0.9, 0.2)}, 256)
+    alone, together = (examined("x", "model", items) for items in ([slow], [phases, slow]))
+    assert [(finding.rule, finding.severity) for finding in alone.findings] == [("EK201", "warning")]
+    assert [(finding.rule, finding.severity) for finding in together.findings][:2] == [
+        ("EK201", "error"),
+        ("EK403", "error"),
+    ]

@@ -123,7 +123,7 @@ class TestTraining:
         }
         before, after = self.before | start, trained(self.before, "kernel", "gamma", "beta") | start
         found = report(holding(before), holding(after))
-        assert [finding.rule for finding in found.findings] == ["EK101", "EK101", "EK152", "EK152"]
+        assert [finding.rule for finding in found.findings] == ["EK152", "EK152", "EK101", "EK101"]
 
     @pytest.mark.parametrize(("parts", "result"), [(("kernel",), True), (("gamma", "moving_mean"), False)])
     def test_whether_weights_changed(self, parts, result):
@@ -280,3 +280,20 @@ class TestGoldens:
         convert(source, tmp_path / "model.safetensors", to="torch")
         found = diagnose((source, tmp_path / "model.safetensors"))
         assert len(found.normalizers) >= 2 and found.findings == () and found.unseen == ()
+
+
+class TestWhatIsNotSaid:
+    def test_normalizers_of_other_names_are_taken_by_their_place_and_it_says_so(self):
+        found = report(holding(model("first", "second")), holding(model("one", "two")))
+        assert [item.why for item in found.unseen] == ["first as one, second as two: taken by their order and shapes"]
+
+    def test_another_separator_is_no_other_name(self):
+        assert report(holding(model("a/b")), holding(model("a/b"), "torch")).unseen == ()
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_an_epsilon_that_one_of_them_does_not_say(self, which):
+        files = [holding(model("bn"), path="silent"), holding(model("bn"), path="telling", epsilon=1e-3)]
+        found = report(*files[:: 1 if which else -1])
+        assert [(item.why, item.remedy) for item in found.unseen] == [
+            ("silent does not say what it is", "see that its model has 0.001")
+        ]

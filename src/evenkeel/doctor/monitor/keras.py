@@ -144,6 +144,8 @@ class NormalizationMonitor(keras.callbacks.Callback):
         iterations = getattr(getattr(self.model, "optimizer", None), "iterations", 0)
         steps = max(int(iterations), self._done) + left
         after = _normalizers(self.model, steps)
+        if len(after) != len(self._before):  # a model that this epoch has built: nothing is known of its start
+            return
         seen = self._measured(after)
         rows = [
             Epoch(
@@ -159,7 +161,7 @@ class NormalizationMonitor(keras.callbacks.Callback):
         ]
         self.history += rows
         self._records.write(rows)
-        self._speaker.say(self.model, self._found(after, seen))
+        self._speaker.say(self.model, self._found(after, seen, [row.updates for row in rows]))
 
     def on_train_end(self, logs: Any = None) -> None:
         self._records.close()
@@ -193,13 +195,14 @@ class NormalizationMonitor(keras.callbacks.Callback):
         ]
 
     def _found(
-        self, normalizers: list[evidence.Normalizer], seen: list[evidence.Seen | None]
+        self, normalizers: list[evidence.Normalizer], seen: list[evidence.Seen | None], updates: list[int]
     ) -> Iterator[evidence.Evidence]:
-        for before, now in zip(self._before, normalizers, strict=True):
+        for before, now, moves in zip(self._before, normalizers, updates, strict=True):
             now = excused(now)
             yield now
             if now.momentum != 1:
-                yield evidence.Pair(before, now, trained=self._last >= 0)
+                # Batches that come in the same order bring the statistics of raw data back to the same bits.
+                yield evidence.Pair(before, now, trained=self._last >= 0 and not moves)
         arrived = [item for item in seen if item is not None and self._arrived(item.normalizer)]
         if arrived:
             yield evidence.Observed(tuple(arrived))

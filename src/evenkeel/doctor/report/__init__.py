@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -135,8 +136,18 @@ def examined(subject: Any, kind: str, evidence: Iterable[Evidence]) -> Report:
 
 
 def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:
-    """By severity; what others explain after these; then by rule, and in the order of the subject."""
+    """By severity; what others explain after these; then by rule, and in the order of the subject.
+
+    A warning that explains an error is one too: it is the cause.
+    """
     consequences = rules.explained(findings)
+    grave = {finding.rule for finding in findings if finding.severity == "error"}
+    findings = [
+        dataclasses.replace(finding, severity="error")
+        if finding.severity == "warning" and grave.intersection(rules.rule(finding.rule).explains)
+        else finding
+        for finding in findings
+    ]
 
     def key(finding: Finding) -> tuple[int, bool, str]:
         return SEVERITIES.index(finding.severity or "error"), finding.rule in consequences, finding.rule

@@ -58,6 +58,8 @@ def summary(report: Report) -> str:
     """One line."""
     found = ((report.errors, "error"), (report.warnings, "warning"), (report.notes, "note"))
     counts = ", ".join(_counted(len(items), word) for items, word in found if items)
+    if not (report.findings or report.normalizers) and report.unseen:
+        return "nothing was found, and no batch normalization was looked at"
     if not report.errors and not report.warnings:
         return f"healthy: {counts or 'nothing was found'}{', in what could be looked at' if report.unseen else ''}"
     first = report.findings[0]

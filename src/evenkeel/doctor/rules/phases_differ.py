@@ -5,7 +5,7 @@ What it looks for
     The same rows with moving statistics, as at inference, and with those of their batch, as in training; dropout is off
     in both. With class labels: more than 5 points of accuracy, and 6 rows, in favour of training. Without: outputs that
     are 0.7 standard deviations apart (a warning), or a whole one (an error), even where all layers use the statistics
-    of all the data, for batches alone scatter.
+    of all the data, for batches alone scatter; fewer than 6 rows say nothing. Frozen layers stay as they are in both.
 Why it matters
     What the network learned is there, and the moving statistics lose it: this is why evaluation is so much worse than
     training. The layer named is the one at which most of the difference arises when the layers, from the first on, are
@@ -42,6 +42,7 @@ HEALTHY = [
     Phases(Score(0.0, 0.97, 0.1), Score(2.0, 0.4, 3.0), {"bn": Score(2.0, 0.4, 3.0)}, 256),
     Phases(Score(0.0), Score(0.9), {"bn": Score(0.9)}, 64, pooled=Score(0.2)),
     Phases(Score(0.0), Score(0.3), {"bn": Score(0.3)}, 64, pooled=Score(2.0)),
+    Phases(Score(0.0), Score(1.5), {"bn": Score(1.5)}, 1),
 ]
 
 
@@ -54,7 +55,7 @@ def check(phases: Phases) -> Iterator[Finding]:
             yield Finding(ID, _where(phases), seen, "evenkeel.recalibrate(model, data)")
         return
     gap = min(training.gap, training.gap if phases.pooled is None else phases.pooled.gap)
-    if gap > WARNING:
+    if gap > WARNING and phases.rows >= ROWS:
         seen = f"outputs in the two phases are {gap:.2g} standard deviations apart"
         remedy = "evenkeel.recalibrate(model, data)"
         yield Finding(ID, _where(phases), seen, remedy, "error" if gap > ERROR else "warning")

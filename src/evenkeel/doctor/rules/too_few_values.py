@@ -33,14 +33,18 @@ def _example(*values: int, frozen: bool = False) -> Seen:
 
 
 SICK = [Observed((_example(1, 1),)), Observed((_example(32), _example(8, 8, 3)))]
-HEALTHY = [Observed((_example(32, 32, 1), _example(16, 16))), Observed((_example(2, 2, frozen=True),))]
+HEALTHY = [
+    Observed((_example(32, 32, 1), _example(16, 16))),
+    Observed((_example(2, 2, frozen=True),)),
+    Observed((_example(0, 0),)),
+]
 
 
 def check(observed: Observed) -> Iterator[Finding]:
     most = {
         seen.normalizer.name: max(seen.values) for seen in observed.seen if seen.values and not seen.normalizer.frozen
     }
-    few = [name for name, values in most.items() if values < FEW]
+    few = [name for name, values in most.items() if 0 < values < FEW]  # none: nothing was finite, or all was masked
     if few:
         worst = min(few, key=most.__getitem__)
         values = most[worst]

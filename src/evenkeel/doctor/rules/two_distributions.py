@@ -3,7 +3,8 @@
 
 What it looks for
     A normalizer that is called several times within one pass, and two of these calls whose Gaussians are far apart: a
-    symmetric Kullback-Leibler divergence of 0.5 on the average over the channels, at most 10 counted in each.
+    symmetric Kullback-Leibler divergence of 0.5 on the average over the channels, at most 10 counted in each. From 2
+    on, where each call is a standard deviation from their mixture, it is an error.
 Why it matters
     The moving statistics are a mixture that fits none of the calls. Training normalizes each call by itself, so it does
     not show there (carpedm20/DCGAN-tensorflow#266).
@@ -26,7 +27,7 @@ from evenkeel.functional.moments import Moments
 ID = "EK408"
 SEVERITY = "warning"
 EXPLAINS = ("EK401", "EK403")
-FAR, MOST = 0.5, 10.0
+FAR, ERROR, MOST = 0.5, 2.0, 10.0
 
 
 def _example(*means: float, frozen: bool = False) -> Seen:
@@ -57,4 +58,5 @@ def check(observed: Observed) -> Iterator[Finding]:
                 f"calls {worst[0]} and {worst[1]} of {len(seen.calls)} differ by a divergence of "
                 f"{distances[worst]:.2g}",
                 "a normalizer for each place",
+                "error" if distances[worst] > ERROR else "warning",
             )

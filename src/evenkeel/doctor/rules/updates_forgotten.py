@@ -67,6 +67,12 @@ SICK = [
             "    train = tf.train.AdamOptimizer().minimize(loss)"
         )
     ),
+    Source.of(
+        "import tensorflow as tf\nslim = tf.contrib.slim\n"
+        "parameters = {'is_training': True, 'updates_collections': tf.GraphKeys.UPDATE_OPS}\n"
+        "y = slim.fully_connected(x, 3, normalizer_fn=slim.batch_norm, normalizer_params=parameters)\n"
+        "train = tf.train.AdamOptimizer().minimize(tf.nn.l2_loss(y))\n"
+    ),
 ]
 HEALTHY = [
     Source.of(
@@ -153,6 +159,11 @@ def _mentions(program: Program) -> Iterator[ast.AST]:
     for node in program.nodes:
         above = next(program.above(node), None)
         if isinstance(above, ast.keyword) and above.arg == "updates_collections":
+            continue
+        if isinstance(above, ast.Dict) and any(
+            value is node and isinstance(key, ast.Constant) and key.value == "updates_collections"
+            for key, value in zip(above.keys, above.values, strict=True)
+        ):
             continue
         if isinstance(above, ast.Call) and programs.last(above.func) == "add_to_collection":
             continue

@@ -3,7 +3,7 @@
 
 What it looks for
     An optimizer with weight decay that has scales or offsets of normalizers among what it decays; or a regularizer of
-    them.
+    them. Up to 5e-4, as many recipes have it for all parameters, it is a note.
 Why it matters
     Decay of gamma and beta pulls the outputs of every channel towards zero, and is no regularization of the weights
     before them. Training recipes of residual networks leave them out.
@@ -22,8 +22,12 @@ from evenkeel.doctor.finding import Finding
 
 ID = "EK204"
 SEVERITY = "warning"
-SICK = [Decay("AdamW", 0.004, ("bn/gamma", "bn/beta"))]
-HEALTHY = [Decay("AdamW", 0.004, ()), Decay("AdamW", 0.0, ("bn/gamma",))]
+SMALL = 5e-4  # what the usual recipes have for all parameters alike
+SICK = [Decay("AdamW", 0.004, ("bn/gamma", "bn/beta")), Decay("SGD", 5e-4, ("bn/gamma", "bn/beta"))]
+HEALTHY = [
+    Decay("AdamW", 0.004, ()),
+    Decay("AdamW", 0.0, ("bn/gamma",)),
+]
 
 
 def check(decay: Decay) -> Iterator[Finding]:
@@ -33,4 +37,5 @@ def check(decay: Decay) -> Iterator[Finding]:
             decay.decayed[0],
             f"{decay.optimizer} decays {len(decay.decayed)} of the gammas and betas by {decay.value:g}",
             "leave evenkeel.decay_exclusions(model) out of weight decay",
+            "warning" if decay.value > SMALL else "note",
         )

@@ -30,11 +30,19 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
     partners = _partners(before, after)
     trained = _trained(before, after)
     old = single.normalizers(before, options, partners.values())
+    silent: dict[str, float] = {}
     for normalizer in single.normalizers(after, options):
         yield normalizer
         if normalizer.name in partners:
-            yield Pair(next(old), normalizer, trained)
+            pair = Pair(next(old), normalizer, trained)
+            silent |= _silent(pair, before.path, after.path)
+            yield pair
     yield from single.unseen(after, options)
+    for path, epsilon in silent.items():
+        yield Unseen(
+            "whether epsilon is the same", f"{path} does not say what it is", f"see that its model has {epsilon:g}"
+        )
+    yield from _by_place(partners)
     yield from _alone(after, before, partners.keys())
     yield from _alone(before, after, set(partners.values()))
 
@@ -109,6 +117,25 @@ def _comparable(before: Checkpoint, after: Checkpoint, name: str) -> bool:
 
 def _floating(dtype: np.dtype[Any]) -> bool:
     return flags.are_numbers(dtype) and dtype.kind not in "iub"
+
+
+def _silent(pair: Pair, before: str, after: str) -> dict[str, float]:
+    """Which of the two does not say what epsilon is -> what the other says."""
+    old, new = pair.before.epsilon, pair.after.epsilon
+    if old is not None and new is None:
+        return {after: old}
+    return {before: new} if old is None and new is not None else {}
+
+
+def _by_place(partners: Mapping[str, str]) -> Iterator[Unseen]:
+    others = [f"{old} as {new}" for new, old in partners.items() if old.replace("/", ".") != new.replace("/", ".")]
+    if others:
+        more = f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
+        yield Unseen(
+            "whether normalizers of other names are the same ones",
+            f"{', '.join(others[:LISTED])}{more}: taken by their order and shapes",
+            "see that they are, or rename them with evenkeel convert --map OLD=NEW",
+        )
 
 
 def _alone(checkpoint: Checkpoint, other: Checkpoint, paired: Collection[str]) -> Iterator[Unseen]:

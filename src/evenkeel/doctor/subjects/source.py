@@ -47,6 +47,8 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
 
 
 def _read(path: Path) -> Source:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file; give a Python program")
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

@@ -14,6 +14,7 @@ import numpy as np
 from evenkeel.doctor.evidence import Decay, Evidence, Neighbour, Normalizer, Phase, Place, Structure, Unseen
 from evenkeel.doctor.neighbours import Call, neighbour, places
 from evenkeel.doctor.options import Options
+from evenkeel.errors import ArgumentError
 from evenkeel.surgery.pinned import is_pinned
 from evenkeel.surgery.walk import torch_normalizers
 
@@ -37,14 +38,26 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
     if not layers:
         yield from _structure(subject, layers)  # a phase may be fixed in forward
         return
+    if options.optimizer is not None and not hasattr(options.optimizer, "param_groups"):
+        raise ArgumentError(
+            f"optimizer={options.optimizer!r} is no torch optimizer; give the one that trained the module"
+        )
     steps = _steps(options.optimizer) if options.steps is None else options.steps
-    normalizers = {name: _normalizer(name, layer, subject, steps, options) for name, layer in layers.items()}
+    alone = any(layer is subject for layer in layers.values())  # and stands beside nothing
+    structure = [] if alone else list(_structure(subject, layers))
+    calls = {place.name: place.calls for item in structure if isinstance(item, Structure) for place in item.places}
+    normalizers = {
+        name: _normalizer(name, layer, subject, steps, options.batches_per_step * calls.get(name, 1))
+        for name, layer in layers.items()
+    }
     yield from normalizers.values()
     for name, layer in layers.items():
+        trains = _trains(layer) is not False
         if layer.running_mean is None:
-            yield Phase(name, "inference", True, "track_running_stats=False", _trains(layer) is not False)
-    if not any(layer is subject for layer in layers.values()):  # which stands beside nothing
-        yield from _structure(subject, layers)
+            yield Phase(name, "inference", True, "track_running_stats=False", trains)
+        elif layer.training and not subject.training:
+            yield Phase(name, "inference", True, "in training mode inside a module in eval mode", trains)
+    yield from structure
     yield from _decays(layers, options.optimizer)
     if options.data is None:
         yield NO_DATA
@@ -60,7 +73,7 @@ def _steps(optimizer: Any) -> int | None:
     return max(counts, default=None)
 
 
-def _normalizer(name: str, layer: Any, module: Any, steps: int | None, options: Options) -> Normalizer:
+def _normalizer(name: str, layer: Any, module: Any, steps: int | None, batches: int) -> Normalizer:
     pinned, tracked = is_pinned(layer), layer.running_mean is not None
     frozen: bool | str | None = None
     if pinned or (module.training and not layer.training):
@@ -85,7 +98,7 @@ def _normalizer(name: str, layer: Any, module: Any, steps: int | None, options: 
         moves=False if frozen or not tracked else True if module.training else None,
         updates=None if counted is None else int(counted),
         steps=steps,
-        batches_per_step=options.batches_per_step,
+        batches_per_step=batches,
     )
 
 

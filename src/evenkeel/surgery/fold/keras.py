@@ -331,7 +331,9 @@ def _call(node: _Node, path: str, calls: dict[int, int], fixed: str) -> Call:
             return call._replace(part=Linear((), np.zeros(0), "", {}, {}), refusal=refusal)
         activation = getattr(layer, "activation", None)
         return call._replace(part=_linear(node), activation=activation_name(activation))
-    passes = type(layer) in PASSING or (type(layer) is keras.layers.Activation and not activation_name(layer.activation))
+    passes = type(layer) in PASSING or (
+        type(layer) is keras.layers.Activation and not activation_name(layer.activation)
+    )
     return call._replace(part="passes") if passes and not node.training else call
 
 
