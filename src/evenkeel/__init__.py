@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evenkeel.surgery.decay import decay_exclusions
     from evenkeel.surgery.fold import fold
     from evenkeel.surgery.freeze import freeze, unfreeze
+    from evenkeel.surgery.merging import merge_statistics_across_processes
     from evenkeel.surgery.no_update import no_update
     from evenkeel.surgery.recalibrate import RecalibrationReport, recalibrate
     from evenkeel.surgery.upgrade import upgrade
@@ -42,6 +43,7 @@ __all__ = [
     "fold",
     "freeze",
     "merge_moments",
+    "merge_statistics_across_processes",
     "moments",
     "no_update",
     "normalize",
@@ -72,6 +74,7 @@ _HOME = {
     "fold": "surgery.fold",
     "freeze": "surgery.freeze",
     "merge_moments": "functional.moments",
+    "merge_statistics_across_processes": "surgery.merging",
     "moments": "functional.moments",
     "no_update": "surgery.no_update",
     "normalize": "functional.normalize",

@@ -102,5 +102,10 @@ def test_convert_keeps_or_sets_the_type(backend, primitives):
     assert primitives.dtype(primitives.convert([1, 2], dtype="float32", like=like)) == "float32"
 
 
+def test_concat(backend, primitives):
+    parts = [backend.array(np.array(values, "float32")) for values in ([1, 2], [], [3])]
+    np.testing.assert_array_equal(backend.numpy(primitives.concat(parts)), [1, 2, 3])
+
+
 def test_there_is_one_replica_here(primitives):
     assert primitives.all_reduce() is None

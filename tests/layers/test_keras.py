@@ -737,12 +737,6 @@ def test_mistakes_are_told_in_the_constructor(name):
         Ours(**arguments)
 
 
-@pytest.mark.skipif(NAME == "tensorflow", reason="TensorFlow has replicas")
-def test_synchronized_needs_tensorflow():
-    with pytest.raises(ValueError, match="synchronized=True"):
-        Ours(synchronized=True)
-
-
 @pytest.mark.parametrize(
     ("arguments", "shape", "error", "message"),
     [

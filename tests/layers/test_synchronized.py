@@ -1,79 +1,192 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`synchronized=True` under a real MirroredStrategy of two replicas, in a process of its own."""
+"""`synchronized=True` in two and in four real processes: what one process finds for the whole batch."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from layers import one_of_many
+
+import tolerances
 from conftest import NAME
 
-pytestmark = pytest.mark.skipif(NAME != "tensorflow", reason="as in Keras, only TensorFlow synchronizes")
+if NAME == "numpy":
+    pytest.skip("NumPy has no processes", allow_module_level=True)
 
-PROGRAM = """
-import sys
-import numpy as np
-import tensorflow as tf
+import keras
 
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import evenkeel as ek
 
-synchronized, masked = (word == "True" for word in sys.argv[1:])
-rows = np.random.default_rng(0).normal([1e3, 2, 3], 2, (8, 3)).astype("float32")
-mask = np.array([1, 1, 0, 1, 1, 0, 1, 1], bool) if masked else np.ones(8, bool)
-shards = [slice(0, 3), slice(3, 8)]  # unequal
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
+ROOT = Path(__file__).parents[2]
+NAMES = (
+    one_of_many.OF_JAX + [f"jit {name}" for name in one_of_many.OF_JAX] if NAME == "jax" else list(one_of_many.CASES)
+)
+
+
+def free_ports(count):
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(23000, 60000, 7 * count):
+        with socket.socket() as one, socket.socket() as last:
+            try:
+                one.bind(("127.0.0.1", first))
+                last.bind(("127.0.0.1", first + count - 1))
+            except OSError:
+                continue
+            return first
+    raise OSError("no free ports")
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def world(request, tmp_path_factory):
+    """What each process has of each case, in a list by rank."""
+    folder = tmp_path_factory.mktemp(f"world{request.param}")
+    port = free_ports(request.param)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, one_of_many.__file__, NAME]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(request.param), str(port), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(request.param)
+    ]
+    try:
+        ended = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * request.param, "\n".join(error for _, error in ended)
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(request.param)]
+
+
+def alone(name):
+    """Output, gradients and state of one process that has the whole batch."""
+    x, call = one_of_many.given(name)
+    layer = one_of_many.layer(one_of_many.CASES[name][0])
+    dy = one_of_many.upstream()
+    if NAME == "torch":
+        import torch
+
+        inputs = torch.tensor(x, requires_grad=True)
+        y = layer(inputs, training=True, **{key: torch.tensor(value) for key, value in call.items()})
+        y.backward(torch.tensor(dy))
+        found = {"y": y.detach().numpy(), "dx": inputs.grad.numpy(), "gamma": layer.gamma.value.grad.numpy()}
+    elif NAME == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            inputs = tf.constant(x)
+            tape.watch(inputs)
+            y = layer(inputs, training=True, **call)
+            total = tf.reduce_sum(y * dy)
+        dx, gamma = tape.gradient(total, [inputs, layer.gamma.value])
+        found = {"y": y.numpy(), "dx": dx.numpy(), "gamma": gamma.numpy()}
+    else:
+        import jax
+
+        trained, kept = ([v.value for v in part] for part in (layer.trainable_variables, layer.non_trainable_variables))
+
+        def total(trained, x):
+            y, new = layer.stateless_call(trained, kept, x, training=True, **call)
+            return (y * dy).sum(), (y, new)
+
+        (_, (y, new)), ((gamma, _), dx) = jax.value_and_grad(total, (0, 1), has_aux=True)(trained, x)
+        for variable, value in zip(layer.non_trainable_variables, new, strict=True):
+            variable.assign(value)
+        found = {"y": np.asarray(y), "dx": np.asarray(dx), "gamma": np.asarray(gamma)}
+    return found | one_of_many.state(layer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_processes_find_what_one_finds(world, name):
+    plain = name.removeprefix("jit ")
+    wanted = alone(plain)
+    x = one_of_many.rows().astype("float64")
+    condition = max(tolerances.condition(*pair) for pair in zip(x.mean(0), x.var(0), strict=True))
+    # Both have rounded.
+    close = 2 * tolerances.output("float32", 12, condition)
+    joined = {key: np.concatenate([part[f"{name}/{key}"] for part in world]) for key in ("y", "dx")}
+    np.testing.assert_allclose(joined["y"], wanted["y"], rtol=0, atol=close)
+    np.testing.assert_allclose(joined["dx"], wanted["dx"], rtol=0, atol=4 * close / np.sqrt(x.var(0)).min())
+    np.testing.assert_allclose(world[0][f"{name}/gamma"], wanted["gamma"], rtol=0, atol=12 * 4 * close)
+    for key in (key for key in wanted if key.startswith("state/")):
+        np.testing.assert_allclose(
+            world[0][f"{name}/{key}"],
+            wanted[key],
+            rtol=2 * tolerances.variance("float32", 12, condition),
+            atol=2 * tolerances.mean("float32", 12, condition) * 2,
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_processes_keep_the_same_state(world, name):
+    keys = [key for key in world[0] if key.startswith(f"{name}/state/")]
+    assert len(keys) >= 2
+    assert all(part[key].tobytes() == world[0][key].tobytes() for part in world for key in keys)
+
+
+def test_a_shard_with_nan_moves_nothing_in_its_channel(world):
+    mean, variance = (world[0][f"nan/state/{key}"] for key in ("moving_mean", "moving_variance"))
+    assert (mean[1], variance[1]) == (0, 1) and mean[0] > 100
+
+
+def test_merged_statistics_are_those_of_all_data(world):
+    x = one_of_many.rows().astype("float64")
+    for part in world:
+        np.testing.assert_allclose(part["merged/state/moving_mean"], x.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(part["merged/state/moving_variance"], x.var(0), rtol=1e-4)
+    assert world[0]["merged/shift"].shape == (len(world),) and world[0]["merged/shift"].max() > 0.1
+
+
+def test_statistics_of_the_whole_batch_and_of_a_few_rows_contradict():
+    with pytest.raises(ek.errors.ArgumentError, match=r"virtual_batch_size=4 .* leave one of them out"):
+        ek.BatchNormalization(synchronized=True, virtual_batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["process_group", "axis_name"])
+def test_a_group_is_of_one_backend(name):
+    if {"process_group": "torch", "axis_name": "jax"}[name] == NAME:
+        with pytest.raises(ek.errors.ArgumentError, match="give synchronized=True too"):
+            ek.BatchNormalization(**{name: "data"})
+    else:
+        with pytest.raises(ek.errors.ArgumentError, match=f"Keras computes with {NAME}"):
+            ek.BatchNormalization(**{name: "data"}, synchronized=True)
+
+
+DISTRIBUTED = """
+import keras, numpy as np, evenkeel as ek
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+x = np.repeat([0.0, 10.0, 20.0, 50.0], 2).astype("float32")[:, None]
+for synchronized in (False, True):
     layer = ek.BatchNormalization(momentum=0.0, synchronized=synchronized)
-    layer.build((None, 3))
-
-def value(context):
-    shard = shards[context.replica_id_in_sync_group]
-    return tf.constant(rows[shard]), tf.constant(mask[shard])
-
-def step(x, mask):
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=True, mask=mask if masked else None)
-        loss = tf.reduce_sum(y**3)
-    return y, tape.gradient(loss, x)
-
-inputs = strategy.experimental_distribute_values_from_function(value)
-y, dx = tf.function(lambda pair: strategy.run(step, pair))(inputs)
-y, dx = (np.concatenate([part.numpy() for part in strategy.experimental_local_results(item)]) for item in (y, dx))
-
-with tf.GradientTape() as tape:
-    alone = ek.BatchNormalization(momentum=0.0)
-    x = tf.constant(rows)
-    tape.watch(x)
-    wanted = alone(x, training=True, mask=tf.constant(mask) if masked else None)
-    loss = tf.reduce_sum(wanted**3)
-same = [
-    np.allclose(y, wanted, atol=2e-3),
-    np.allclose(dx, tape.gradient(loss, x), atol=2e-2),
-    np.allclose(layer.moving_variance.numpy(), alone.moving_variance.numpy(), rtol=1e-4),
-    np.allclose(layer.moving_mean.numpy(), alone.moving_mean.numpy(), rtol=1e-5),
-]
-print(all(same), same, file=sys.stderr)
-print(all(same))
+    model = keras.Sequential([keras.Input([1]), layer])
+    model.compile("sgd", "mse")
+    model.fit(x, x, batch_size=8, shuffle=False, verbose=0)
+    print(float(layer.moving_mean.value[0]), float(layer.moving_variance.value[0]))
 """
 
 
-def whole_batch(synchronized, masked):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    command = [sys.executable, "-c", PROGRAM, str(synchronized), str(masked)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
+@pytest.mark.skipif(NAME != "jax", reason="keras.distribution is JAX's")
+def test_under_a_distribution_each_device_has_its_own_or_all_have_one():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", DISTRIBUTED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["20.0", "0.0", "20.0", "350.0"], done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_two_replicas_are_one_batch(masked):
-    assert whole_batch(True, masked) == "True"
-
-
-def test_without_it_they_are_two():
-    assert whole_batch(False, False) == "False"
+def test_one_process_needs_no_others():
+    keras.utils.set_random_seed(0)
+    x = one_of_many.rows()
+    layers = [ek.BatchNormalization(synchronized=synchronized) for synchronized in (True, False)]
+    first, second = (keras.ops.convert_to_numpy(layer(x, training=True)) for layer in layers)
+    np.testing.assert_array_equal(first, second)

@@ -18,9 +18,11 @@ Tensor = Any
 
 PRIMITIVES = (
     "NAME",
+    "WIDEST",
     "all_reduce",
     "broadcast_to",
     "cast",
+    "concat",
     "cond",
     "convert",
     "dtype",

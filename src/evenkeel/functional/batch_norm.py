@@ -77,6 +77,7 @@ def training_step(
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     activation: str | None = None,
     synchronized: bool = False,
+    group: Any = None,
 ) -> tuple[Tensor, moving.State]:
     """Normalizes with the statistics of the batch, and moves the state towards them.
 
@@ -98,7 +99,9 @@ def training_step(
         virtual_batch_size: groups of so many rows are normalized each by itself; the rest is a group of its own.
         adjustment: a function of the shape of `x` that gives a scale and an offset, applied before gamma and beta.
         activation: `"relu"` or None, applied to the result.
-        synchronized: statistics of all replicas together, where the library runs replicas.
+        synchronized: statistics of all replicas together: of `tf.distribute` and torch.distributed; in JAX under
+            `shard_map`, for under `jit` an array is the whole of its shards anyway.
+        group: only of these replicas: a process group of torch, the names of mesh axes in JAX.
 
     Returns:
         `y` in the type of `x`, and the new state.
@@ -108,7 +111,7 @@ def training_step(
         2017, Train longer, generalize better (virtual batches).
     """
     call = _Call.of(x, params, state, axis, epsilon, activation)
-    all_reduce = call.backend.all_reduce() if synchronized else None
+    all_reduce = call.backend.all_reduce(group) if synchronized else None
     count = moments.size(call.backend, call.x, call.layout)
     if isinstance(count, int) and count < 2 and all_reduce is None:
         return call.cast_back(call.inference()), state

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
 
 from evenkeel import backends
@@ -170,19 +171,42 @@ def merge_across(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The moments of the batches of all replicas together; counts may be unequal, and 0.
 
-    Chan's formula in two sums over the replicas: the first finds a common point near the mean, the second
-    the deviations from it.
+    Sums of float32 are taken in float64, in one message: what cancels between the sum of squares and the square of the
+    sum is then less than what rounding to float32 has put into the data. Where no type is twice as wide, a message
+    before finds a point near the mean, and the sums are taken about it.
     """
     backend = backends.of(mean)
-    count, present = (
-        backend.cast(backend.convert(value, like=mean), backend.dtype(mean)) for value in (count, present)
+    dtype = backend.dtype(mean)
+    wide = dtype if dtype == backend.WIDEST else backend.WIDEST
+    shape = backend.shape(mean)
+    mean, variance, count, present = (
+        backend.cast(backend.convert(value, like=mean), wide) for value in (mean, variance, count, present)
     )
-    whole, everywhere = all_reduce(count), all_reduce(present)
-    near = backend.stop_gradient(ratio(backend, all_reduce(mean * count), whole))
+    near = 0 * backend.stop_gradient(mean)
+    if wide == dtype:
+        total, whole = _summed(backend, all_reduce, backend.stop_gradient(mean) * count, count)
+        near = ratio(backend, total, whole)
     away = mean - near
-    left = ratio(backend, all_reduce(away * count), whole)
-    squares = ratio(backend, all_reduce((variance + away * away) * count), whole)
-    return near + left, squares - left * left, whole, everywhere
+    total, squares, whole, everywhere = _summed(
+        backend, all_reduce, away * count, (variance + away * away) * count, count, present
+    )
+    left, spread = ratio(backend, total, whole), ratio(backend, squares, whole)
+    merged = backend.maximum(spread - left * left, 0.0)  # of a constant channel, rounding may leave less than 0
+    mean, variance, whole, everywhere = (
+        backend.cast(value, dtype) for value in (near + left, merged, whole, everywhere)
+    )
+    return backend.reshape(mean, shape), backend.reshape(variance, shape), whole, everywhere
+
+
+def _summed(backend: Any, all_reduce: Callable[[Tensor], Tensor], *values: Tensor) -> Iterator[Tensor]:
+    """The sum over the replicas of each, in one message."""
+    shapes = [backend.shape(value) for value in values]
+    message = all_reduce(backend.concat([backend.reshape(value, [-1]) for value in values]))
+    start = 0
+    for shape in shapes:
+        end = start + math.prod(shape)
+        yield backend.reshape(message[start:end], shape)
+        start = end
 
 
 def bessel(backend: Any, count: Tensor | int) -> Tensor | float:

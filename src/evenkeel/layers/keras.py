@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -13,6 +14,11 @@ from evenkeel.functional import modes, moving
 from evenkeel.functional.batch_norm import Parameters, inference_step, training_step
 from evenkeel.functional.layout import Layout
 from evenkeel.functional.renorm import Limits, Renorm
+
+WHOLE_AND_PARTS = (
+    "virtual_batch_size={size} takes the statistics of a few rows, and synchronized=True those of the rows of all "
+    "devices; leave one of them out"
+)
 
 
 @keras.saving.register_keras_serializable(package="evenkeel")
@@ -33,7 +39,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         renorm_clipping: `rmin`, `rmax`, `dmax`, each a number or a function of the number of updates so far, such as a
             `keras.optimizers.schedules.LearningRateSchedule`.
         renorm_momentum: share of the old renorm statistics that is kept.
-        synchronized: statistics of all replicas of a `tf.distribute` strategy (TensorFlow only).
+        synchronized: True: statistics of the whole batch over all devices and processes of the step: the replicas of
+            a `tf.distribute` strategy, the processes of torch.distributed, the devices of a JAX mesh. False: of the
+            share of each by itself; under `keras.distribution` too, where JAX alone would take those of the whole
+            batch. What a plain `jax.jit` is given in shards is one array there, and always whole.
         virtual_batch_size: in training, normalize groups of so many rows each by itself; any batch size.
         adjustment: a function of the shape of the input, giving a scale and an offset that are applied in training
             before gamma and beta.
@@ -45,6 +54,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         frozen: True uses the moving statistics and keeps them, in training too, while gamma and beta still learn; "all"
             keeps gamma and beta too. May be changed later; functions that were traced before notice through
             `evenkeel.freeze`.
+        process_group: with PyTorch, synchronize within this group of torch.distributed only. It belongs to a run and is
+            not in the configuration.
+        axis_name: with JAX, the names of the mesh axes to synchronize along, under `shard_map` or `pmap`; all that a
+            `shard_map` maps over by default.
 
     Call arguments:
         inputs: shape `(batch, ..., channels, ...)`.
@@ -99,6 +112,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         bessel_correction: bool = False,
         activation: Any = None,
         frozen: bool | str = False,
+        process_group: Any = None,
+        axis_name: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         axes = arguments.axes(axis)
@@ -117,9 +132,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             renorm_momentum=arguments.number("renorm_momentum", renorm_momentum, low=0, high=1),
-            synchronized=synchronized,
             **kwargs,
         )
+        self.synchronized = bool(synchronized)
+        self.process_group = _of_backend("process_group", process_group, "torch", synchronized)
+        self.axis_name = _of_backend("axis_name", axis_name, "jax", synchronized)
         self.axis = list(axes) if isinstance(axis, list | tuple) else axes[0]
         self.renorm = renorm
         self.renorm_clipping = renorm_clipping or {} if renorm else renorm_clipping  # as Keras has it
@@ -127,6 +144,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if virtual_batch_size is not None:
             virtual_batch_size = arguments.positive_integer("virtual_batch_size", virtual_batch_size)
             _check_rows_are_free(axis, axes)
+            if synchronized:
+                raise ArgumentError(WHOLE_AND_PARTS.format(size=virtual_batch_size))
         self.virtual_batch_size = virtual_batch_size
         if adjustment is not None and not callable(adjustment):
             raise ArgumentError(f"adjustment={adjustment!r} is not a function; give one of the shape of the input")
@@ -253,9 +272,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 mask=mask,
                 sample_weight=sample_weight,
                 renorm=Renorm(self._limits, self.renorm_momentum) if self.renorm else None,
-                virtual_batch_size=self.virtual_batch_size,
+                virtual_batch_size=self.virtual_batch_size or (None if self.synchronized else _share(inputs)),
                 adjustment=self.adjustment,
                 synchronized=self.synchronized,
+                group=self.axis_name or self.process_group,
                 **shared,
             )
         else:
@@ -286,6 +306,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             "bessel_correction": self.bessel_correction,
             "activation": keras.activations.serialize(self.activation),
             "frozen": self.frozen,
+            "axis_name": self.axis_name,
         }
 
     @classmethod
@@ -303,6 +324,34 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 for name, limit in config["renorm_clipping"].items()
             }
         return cls(**config)
+
+
+def _of_backend(name: str, value: Any, backend: str, synchronized: bool) -> Any:
+    """An argument that only one backend honours."""
+    if value is not None and keras.backend.backend() != backend:
+        raise ArgumentError(
+            f"{name}={value!r} is for {backend}, and Keras computes with {keras.backend.backend()}; leave it out"
+        )
+    if value is not None and not synchronized:
+        raise ArgumentError(f"{name}={value!r} says with whom to synchronize; give synchronized=True too")
+    return value
+
+
+def _share(inputs: Any) -> int | None:
+    """How many rows each device has of an array that Keras's distribution spreads over several; None without one.
+
+    Each normalizes its own, so they are virtual batches.
+    """
+    distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if distribution is None or distribution.batch_dim_name is None:
+        return None
+    import jax
+
+    mesh = distribution.device_mesh
+    devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+    if devices == 1 or jax.sharding.get_abstract_mesh().manual_axes:  # under shard_map, inputs are those of one device
+        return None
+    return inputs.shape[0] // devices
 
 
 def _check_rows_are_free(axis: Any, axes: tuple[int, ...]) -> None:

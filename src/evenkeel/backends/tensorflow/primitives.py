@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 NAME = "tensorflow"
+WIDEST = "float64"
 
 broadcast_to = tf.broadcast_to
+concat = functools.partial(tf.concat, axis=0)
 cast = tf.cast
 is_finite = tf.math.is_finite
 largest = tf.reduce_max
@@ -51,8 +55,8 @@ def cond(condition, when_true, when_false):
     return tf.cond(condition, when_true, when_false)
 
 
-def all_reduce():
-    """The sum over the replicas of this step, or None where there is one replica."""
+def all_reduce(group=None):
+    """The sum over the replicas of this step, or None where there is one replica; tf.distribute has no groups."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return None

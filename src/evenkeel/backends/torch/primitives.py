@@ -6,8 +6,10 @@ from __future__ import annotations
 import torch
 
 NAME = "torch"
+WIDEST = "float64"
 
 broadcast_to = torch.broadcast_to
+concat = torch.cat
 is_finite = torch.isfinite
 largest = torch.max
 relu = torch.relu
@@ -63,5 +65,28 @@ def cond(condition, when_true, when_false):
     return when_true() if condition else when_false()
 
 
-def all_reduce():
-    return None
+def all_reduce(group=None):
+    """The sum over the processes of `group`, of all that there are by default; None where there is one."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size(group) == 1:
+        return None
+    return lambda x: _AllReduce.apply(x, group)
+
+
+class _AllReduce(torch.autograd.Function):
+    """What each process makes of the sum depends on what each has put in: gradients are summed too."""
+
+    @staticmethod
+    def forward(context, x, group):
+        context.group = group
+        return _summed(x, group)
+
+    @staticmethod
+    def backward(context, gradient):
+        return _summed(gradient, context.group), None
+
+
+def _summed(x, group):
+    x = x.contiguous().clone()
+    torch.distributed.all_reduce(x, group=group)
+    return x

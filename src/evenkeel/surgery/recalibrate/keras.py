@@ -35,7 +35,9 @@ class KerasModel:
         self._model = model
         if any(layer.moving_mean is None for layer in keras_normalizers(model)):
             self.call(batches.first())  # builds it
-        self._layers = {_normalizer(layer, include_frozen): layer for layer in keras_normalizers(model)}
+        self._layers = {
+            normalizer_of(layer, include_frozen=include_frozen): layer for layer in keras_normalizers(model)
+        }
         self.normalizers = list(self._layers)
 
     def call(self, batch: Any) -> Any:
@@ -107,7 +109,9 @@ def _watched(normalizer: Normalizer, layer: Any, seen: Seen, without_values: lis
     return call
 
 
-def _normalizer(layer: Any, include_frozen: bool) -> Normalizer:
+def normalizer_of(layer: Any, *, include_frozen: bool) -> Normalizer:
+    """A layer of Keras, as recalibration sees it."""
+
     def variables() -> State:
         return State(*(getattr(layer, name, None) for name in State._fields))
 

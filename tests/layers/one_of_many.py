@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of several processes that normalize one batch together: `python one_of_many.py BACKEND RANK WORLD PORT FOLDER`.
+
+Writes what it has of every case to `FOLDER/RANK.npz`: `CASE/y`, `CASE/dx`, `CASE/gamma` (its gradient), and the state.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+CHANNELS = 3
+
+
+def rows(count=12):
+    return np.random.default_rng(0).normal([300, 2, -5], [2, 1, 0.1], (count, CHANNELS)).astype("float32")
+
+
+def upstream(count=12):
+    return np.random.default_rng(1).normal(size=(count, CHANNELS)).astype("float32")
+
+
+def nan_in_one(count=12):
+    x = rows(count)
+    x[-1, 1] = np.nan
+    return x
+
+
+# Case: what the layer is made with, and how many of the 12 rows each of two and of four processes has.
+EQUAL, UNEVEN, EMPTY = {2: [6, 6], 4: [3, 3, 3, 3]}, {2: [2, 10], 4: [1, 5, 2, 4]}, {2: [0, 12], 4: [5, 0, 0, 7]}
+CASES = {
+    "equal": ({}, EQUAL),
+    "uneven": ({}, UNEVEN),
+    "empty": ({}, EMPTY),
+    "sample variance": ({"bessel_correction": True}, UNEVEN),
+    "renorm": ({"renorm": True, "renorm_clipping": {"rmax": 2.0, "rmin": 0.5, "dmax": 1.0}}, UNEVEN),
+    "debiased": ({"average": "debiased"}, UNEVEN),
+    "masked": ({}, UNEVEN),
+    "first masked": ({}, EQUAL),
+    "weights": ({}, UNEVEN),
+    "nan": ({}, EQUAL),
+}
+OF_JAX = [name for name, (_, shares) in CASES.items() if shares is EQUAL]
+"""Arrays of JAX have shards of one size."""
+
+
+def given(name):
+    """The input of a case, and what else the layer is called with."""
+    kept = np.arange(12) % 3 != 1
+    weights = (0.5 + np.arange(12) % 4).astype("float32")
+    first = np.arange(12) >= 6
+    call = {"masked": {"mask": kept}, "first masked": {"mask": first}, "weights": {"sample_weight": weights[:, None]}}
+    return (nan_in_one() if name == "nan" else rows()), call.get(name, {})
+
+
+def layer(options, **more):
+    import evenkeel as ek
+
+    made = ek.BatchNormalization(momentum=0.5, **options, **more)
+    made.build((None, CHANNELS))
+    return made
+
+
+def state(made):
+    import keras
+
+    names = [variable.name for variable in made.non_trainable_variables]
+    return {
+        f"state/{n}": keras.ops.convert_to_numpy(v) for n, v in zip(names, made.non_trainable_variables, strict=True)
+    }
+
+
+def merged(x):
+    """What `merge_statistics_across_processes` makes of the statistics of the shares."""
+    import evenkeel as ek
+
+    made = layer({})
+    if len(x):
+        made.moving_mean.assign(x.mean(0))
+        made.moving_variance.assign(x.var(0))
+    report = ek.merge_statistics_across_processes(made, rows=max(len(x), 1e-9))
+    return state(made) | {"shift": np.array(report.merged[0].shift)}
+
+
+def torch_case(options, x, dy, call):
+    import torch
+
+    made = layer(options, synchronized=True)
+    inputs = torch.tensor(x, requires_grad=True)
+    y = made(inputs, training=True, **{name: torch.tensor(value) for name, value in call.items()})
+    y.backward(torch.tensor(dy))
+    torch.distributed.all_reduce(gamma := made.gamma.value.grad)
+    return {"y": y.detach().numpy(), "dx": inputs.grad.numpy(), "gamma": gamma.numpy()} | state(made)
+
+
+def torch_main(rank, world, port):
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    yield from ((name, torch_case) for name in CASES)
+    yield "merged", lambda options, x, *_: merged(x)
+    torch.distributed.destroy_process_group()
+
+
+def tensorflow_main(rank, world, port):
+    workers = [f"127.0.0.1:{port + place}" for place in range(world)]
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    def case(options, x, dy, call):
+        with strategy.scope():
+            made = layer(options, synchronized=True)
+
+        def step():
+            with tf.GradientTape() as tape:
+                inputs = tf.constant(x)
+                tape.watch(inputs)
+                y = made(inputs, training=True, **call)
+                total = tf.reduce_sum(y * dy)
+            dx, gamma = tape.gradient(total, [inputs, made.gamma.value])
+            gamma = tf.distribute.get_replica_context().all_reduce("sum", gamma)
+            return y, dx, gamma
+
+        found = tf.function(lambda: strategy.run(step))()
+        y, dx, gamma = (strategy.experimental_local_results(item)[0].numpy() for item in found)
+        return {"y": y, "dx": dx, "gamma": gamma} | state(made)
+
+    yield from ((name, case) for name in CASES)
+    with strategy.scope():
+        yield "merged", lambda options, x, *_: merged(x)
+
+
+def jax_main(rank, world, port):
+    import jax
+
+    jax.distributed.initialize(f"127.0.0.1:{port}", world, rank)
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((world,), ("data",), axis_types=(AxisType.Auto,))
+    rows_of, same = PartitionSpec("data"), PartitionSpec()
+
+    def spread(value):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, rows_of), value)
+
+    def case(options, x, dy, call, mapped=True):
+        made = layer(options, synchronized=True)
+        trained, kept = ([v.value for v in part] for part in (made.trainable_variables, made.non_trainable_variables))
+
+        def step(trained, kept, x, dy, call):
+            def total(trained, x):
+                y, new = made.stateless_call(trained, kept, x, training=True, **call)
+                return (y * dy).sum(), (y, new)
+
+            (gamma, _), dx, (y, new) = with_gradients(total, trained, x)
+            return y, dx, gamma, new
+
+        def with_gradients(total, trained, x):
+            (_, aux), (by_weights, dx) = jax.value_and_grad(total, (0, 1), has_aux=True)(trained, x)
+            return by_weights, dx, aux
+
+        if mapped:
+            step = jax.shard_map(
+                step,
+                mesh=mesh,
+                in_specs=(same, same, rows_of, rows_of, rows_of),
+                out_specs=(rows_of, rows_of, same, same),
+            )
+        y, dx, gamma, new = jax.jit(step)(trained, kept, spread(x), spread(dy), jax.tree.map(spread, call))
+        y, dx = (np.concatenate([np.asarray(shard.data) for shard in item.addressable_shards]) for item in (y, dx))
+        names = [variable.name for variable in made.non_trainable_variables]
+        found = {f"state/{name}": np.asarray(value) for name, value in zip(names, new, strict=True)}
+        return {"y": y, "dx": dx, "gamma": np.asarray(gamma)} | found
+
+    yield from ((name, case) for name in OF_JAX)
+    # Under jit alone an array is the whole of its shards, and the partitioner says what is sent.
+    yield from ((f"jit {name}", lambda *given: case(*given, mapped=False)) for name in OF_JAX)
+    yield "merged", lambda options, x, *_: merged(x)
+
+
+def main(backend, rank, world, port, folder):
+    found = {}
+    for name, case in {"torch": torch_main, "tensorflow": tensorflow_main, "jax": jax_main}[backend](rank, world, port):
+        options, shares = CASES.get(name.removeprefix("jit "), ({}, UNEVEN))
+        ends = np.cumsum([0, *shares[world]])
+        mine = slice(ends[rank], ends[rank + 1])
+        x, call = given(name.removeprefix("jit "))
+        result = case(options, x[mine], upstream()[mine], {key: value[mine] for key, value in call.items()})
+        found |= {f"{name}/{key}": value for key, value in result.items()}
+    np.savez(Path(folder) / f"{rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
