@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from evenkeel.checkpoints import Checkpoint, Normalizer, Variable, flags, read_checkpoint
+from evenkeel.doctor.report.groups import shown
 from evenkeel.errors import InputError, MissingLibraryError
 from evenkeel.files import check_free, replacing
 
@@ -171,7 +172,7 @@ def _histogram(role: str, numbers: np.ndarray) -> Histogram:
 
 def _show(checkpoint: Checkpoint, rows: list[Row], *, variables: bool, only_flagged: bool) -> None:
     """A table that folds on a terminal; elsewhere lines as long as they need to be."""
-    print(f"{_shown(checkpoint.path)}: {_shown(checkpoint.format)}")
+    print(f"{shown(checkpoint.path)}: {shown(checkpoint.format)}")
     if variables:
         print(*_aligned(_shown_variable(*item) for item in checkpoint.variables.items()), sep="\n", end="\n\n")
     console = Console(highlight=False, markup=False, emoji=False)
@@ -205,12 +206,12 @@ def _table(rows: list[Row], width: int) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     normalizer, ranges = row.normalizer, row.ranges
     four = ["missing" if role in normalizer.missing else str(ranges.get(role, "–") or "?") for role in FOUR]
-    name = _shown(normalizer.name) or "(no name)"
+    name = shown(normalizer.name) or "(no name)"
     return (name, normalizer.dialect, str(normalizer.channels), *four, "; ".join(row.flags))
 
 
 def _shown_variable(name: str, variable: Variable) -> tuple[str, ...]:
-    return _shown(name), "x".join(map(str, variable.shape)) or "scalar", str(variable.dtype)
+    return shown(name), "x".join(map(str, variable.shape)) or "scalar", str(variable.dtype)
 
 
 def _aligned(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
@@ -219,11 +220,6 @@ def _aligned(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _shown(name: str) -> str:
-    """Without what would steer a terminal: a file may name its variables as it likes."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
 
 
 def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -311,14 +307,14 @@ def _draw(axes: Any, histogram: Histogram | None) -> None:
 
 def _drawn(name: str) -> str:
     """What Matplotlib's own font has letters for; the end of what is too long."""
-    text = _shown(name).encode("ascii", "backslashreplace").decode()
+    text = shown(name).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 96 else f"...{text[-93:]}"
 
 
 def _say_what_is_drawn(plot: Path, rows: list[Row]) -> None:
     if not rows:
         print(f"{plot} was not written: there is nothing to draw")
-    elif left_out := [_shown(row.normalizer.name) for row in rows[PLOTTED:]]:
+    elif left_out := [shown(row.normalizer.name) for row in rows[PLOTTED:]]:
         print(f"{plot} has the first {PLOTTED} of {len(rows)}; left out: {', '.join(left_out)}")
     else:
         print(f"{plot} has {len(rows)} of {len(rows)}")
