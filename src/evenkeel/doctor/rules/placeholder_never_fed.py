@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A placeholder for the phase that nobody feeds.
+"""A placeholder for the phase that nobody feeds, or that is False in every run.
 
 What it looks for
     A boolean `tf.placeholder` that decides on the phase of batch normalization and is a key of no `feed_dict` of the
-    program, neither as a variable nor by its name.
+    program, neither as a variable nor by its name. In a program that trains, also one that every feed says is False,
+    and one whose default is False and that nobody feeds.
 Why it matters
-    Every run that needs the normalization fails with "You must feed a value for placeholder tensor". Where none is
-    needed, the normalization is not in the model that runs.
+    A run fails with "You must feed a value for placeholder tensor", or the model trains in its inference phase, with
+    moving statistics that never move.
 What to do
     Feed it, `{phase: True}` in training and `{phase: False}` elsewhere, or give it a default:
     `tf.placeholder_with_default(False, [], name="phase")`.
@@ -15,7 +16,7 @@ What to do
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from evenkeel.doctor import programs
 from evenkeel.doctor.evidence import Source
@@ -53,12 +54,22 @@ SICK = [
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool, name='phase')", "sess.run(train, feed_dict={x: batch})")),
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "feed = {x: batch}\n    sess.run(train, feed_dict=feed)")),
     Source.of(_CLASS.format("sess.run(network.train_op, {network.x: batch})")),
+    Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "sess.run(train, {x: batch, phase: False})")),
+    Source.of(_PROGRAM.format("tf.placeholder_with_default(False, [])", "sess.run(train, feed_dict={x: batch})")),
 ]
 HEALTHY = [
+    # It does not train.
+    Source.of(
+        _PROGRAM.format("tf.placeholder(tf.bool)", "sess.run(y, {x: batch, phase: False})").replace(
+            "tf.train.AdamOptimizer().minimize(tf.nn.l2_loss(y))", "tf.identity(y)"
+        )
+    ),
+    Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "for p in (0, 1): sess.run(train, {x: batch, phase: p})")),
+    Source.of(_PROGRAM.format("tf.placeholder_with_default(False, [])", "sess.run(train, {x: batch, phase: True})")),
+    Source.of(_PROGRAM.format("tf.placeholder_with_default(True, [])", "sess.run(train, feed_dict={x: batch})")),
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "sess.run(train, feed_dict={x: batch, phase: True})")),
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "feed = {x: batch}; feed[phase] = 1; sess.run(y, feed)")),
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool, name='phase')", "sess.run(train, {x: batch, 'phase:0': 1})")),
-    Source.of(_PROGRAM.format("tf.placeholder_with_default(False, [])", "sess.run(train, feed_dict={x: batch})")),
     Source.of(_PROGRAM.format("tf.placeholder(tf.bool)", "sess.run(train, dict(zip([x, phase], [batch, True])))")),
     Source.of(_CLASS.format("sess.run(network.train_op, {network.x: batch, network.is_training: True})")),
 ]
@@ -70,14 +81,24 @@ def check(source: Source) -> Iterator[Finding]:
     program = programs.of(source)
     if not program.methods("run") or program.words & {"locals", "globals", "vars", "exec"}:
         return
+    trains = bool(program.methods("minimize", "apply_gradients") or program.words & {"create_train_op"})
     for call in program.calls_to("tensorflow.placeholder"):
         kind = program.argument(call, "dtype", 0)
         if kind is None or not (program.names(kind) & {"tensorflow.bool"} or program.constants(kind) == {"bool"}):
             continue
-        if _decides(program, call) and not _by_name(program, call) and not _escapes(program, call):
-            yield program.finding(
-                ID, call, "no feed has this placeholder for the phase", "sess.run(train_op, {x: batch, phase: True})"
-            )
+        if not _escapes(program, call, _stays):
+            yield from _found(program, call, "no feed has this placeholder for the phase")
+        elif trains and not _escapes(program, call, _stays_or_is_false):
+            yield from _found(program, call, "every feed says that this placeholder for the phase is False")
+    for call in program.calls_to("tensorflow.placeholder_with_default") if trains else ():
+        default = program.argument(call, "input", 0)
+        if default is not None and program.constants(default) == {False} and not _escapes(program, call, _stays):
+            yield from _found(program, call, "False by default, and no feed has this placeholder for the phase")
+
+
+def _found(program: Program, call: ast.Call, seen: str) -> Iterator[Finding]:
+    if _decides(program, call) and not _by_name(program, call):
+        yield program.finding(ID, call, seen, "sess.run(train_op, {x: batch, phase: True})")
 
 
 def _decides(program: Program, placeholder: ast.Call) -> bool:
@@ -91,7 +112,7 @@ def _by_name(program: Program, placeholder: ast.Call) -> bool:
     return any(not isinstance(item, str) or f"{item}:0" in word for item in found for word in program.words)
 
 
-def _escapes(program: Program, placeholder: ast.Call) -> bool:
+def _escapes(program: Program, placeholder: ast.Call, stays: Callable[[Program, ast.expr], bool]) -> bool:
     """It goes where it may be fed: into a dictionary, a list, out of a function, to somebody unknown."""
     target: ast.expr
     match next(program.above(placeholder), None):
@@ -111,13 +132,21 @@ def _escapes(program: Program, placeholder: ast.Call) -> bool:
     for node in program.nodes:
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             same = isinstance(node, ast.Attribute) and node.attr == attribute
-            if (same or placeholder in program.values(node)) and not _stays(program, node):
+            if (same or placeholder in program.values(node)) and not stays(program, node):
                 return True
     return False
 
 
 def _made(program: Program, owner: ast.AST) -> bool:
     return any(owner in program.classes(call.func) for call in program.calls)
+
+
+def _stays_or_is_false(program: Program, node: ast.expr) -> bool:
+    above = next(program.above(node), None)
+    if isinstance(above, ast.Dict) and node in above.keys:
+        value = above.values[above.keys.index(node)]
+        return isinstance(value, ast.Constant) and not value.value
+    return _stays(program, node)
 
 
 def _stays(program: Program, node: ast.expr) -> bool:

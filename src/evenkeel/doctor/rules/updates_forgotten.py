@@ -60,6 +60,10 @@ SICK = [
         "optimizer = tf.compat.v1.train.MomentumOptimizer(0.1, 0.9)\n"
         "train = optimizer.apply_gradients(optimizer.compute_gradients(tf.nn.l2_loss(network(x))))\n"
     ),
+    Source.of(
+        _BUILD + "updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)\n"
+        "train = tf.train.AdamOptimizer(0.01).minimize(loss)\nall_updates = tf.group(*updates)" + _RUN
+    ),
     Source.of(_KERAS.format("train = tf.train.AdamOptimizer().minimize(loss)")),
     Source.of(
         _KERAS.format(
@@ -75,6 +79,10 @@ SICK = [
     ),
 ]
 HEALTHY = [
+    Source.of(
+        _BUILD + "updates = tf.group(*tf.get_collection(tf.GraphKeys.UPDATE_OPS))\n"
+        "train = tf.group(tf.train.AdamOptimizer(0.01).minimize(loss), updates)" + _RUN
+    ),
     Source.of(
         _BUILD + "with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):\n"
         "    train = tf.train.AdamOptimizer(0.01).minimize(loss)" + _RUN
@@ -187,8 +195,15 @@ def _runs(program: Program, mention: ast.AST) -> bool:
 
 
 def _acts(program: Program, operations: ast.AST) -> bool:
-    """It is no `with tf.control_dependencies(operations):` below which no operation is made."""
-    call, item, block = [*program.above(operations), None, None, None][:3]
+    """It is no group left alone, and no `with tf.control_dependencies(operations):` below which nothing is made."""
+    above = [*program.above(operations), None, None, None, None]
+    if isinstance(above[0], ast.Starred):
+        del above[0]
+    call, item, block, *_ = above
+    if isinstance(call, ast.Call) and programs.last(call.func) == "group" and isinstance(item, ast.Assign):
+        names = {target.id for target in item.targets if isinstance(target, ast.Name)}
+        loads = (node for node in program.nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+        return len(names) < len(item.targets) or any(node.id in names for node in loads)
     if isinstance(call, ast.Call) and isinstance(item, ast.withitem) and isinstance(block, ast.With):
         return any(isinstance(node, ast.Call | ast.BinOp) for node in programs.inside(block.body))
     return True
