@@ -25,7 +25,7 @@ from evenkeel.doctor.finding import Finding
 
 ID = "EK403"
 SEVERITY = "error"
-POINTS, ROWS = 0.05, 6
+POINTS, ROWS = 0.05, 8
 # Measured with the statistics of all the data: 0.1 to 0.5 after a good training; 1 to 6 where the momentum was too slow
 # for the steps, or data was scaled differently.
 WARNING, ERROR = 0.7, 1.0

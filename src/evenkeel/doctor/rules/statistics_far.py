@@ -35,6 +35,7 @@ WARNING, ERROR, MOST = 0.25, 0.5, 10.0
 FROZEN = 5.0  # another scale of the data, not another kind of it
 # Of n values, mean and variance each scatter by sqrt(1 / n), in their own unit.
 SAMPLING = 2.0
+FEWEST = 8  # rows; the variance of fewer may be anything
 
 
 def _example(mean: float, variance: float, *, count: int = 1000, name: str = "bn", frozen: bool = False) -> Seen:
@@ -53,6 +54,7 @@ SICK = [
 HEALTHY = [
     Observed((_example(0.5, 1.0), _example(0.0, 2.5), _example(0.0, 0.5))),
     Observed((_example(0.9, 1.0, count=8),)),
+    Observed((_example(9.0, 1.0, count=4),)),
     Observed((_example(0.9, 1.0),), rows=1),
     Observed((_example(np.nan, 1.0), _example(0.0, -1.0))),
 ]
@@ -86,7 +88,7 @@ def _distance(seen: Seen, rows: int | None) -> float:
     found = divergence(Moments(mean, variance, 0), seen.moments, seen.normalizer.epsilon or 0.0)
     counts = np.broadcast_to(seen.moments.count, found.shape)
     samples = counts if rows is None else np.minimum(counts, rows)
-    known = np.isfinite(found) & (counts > 1)
+    known = np.isfinite(found) & (samples >= FEWEST)
     return float(np.mean(np.clip(found[known] - SAMPLING / samples[known], 0, MOST))) if known.any() else 0.0
 
 
