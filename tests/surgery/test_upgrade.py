@@ -231,3 +231,29 @@ def test_no_model():
 def test_another_library():
     with pytest.raises(ArgumentError, match="to='torch' is unknown; give one of 'evenkeel', 'keras'"):
         ek.upgrade(keras.Sequential(), to="torch")
+
+
+def synchronized(model):
+    return [layer.synchronized for layer in model.layers if isinstance(layer, Theirs)]
+
+
+def test_all_are_synchronized_and_back():
+    model = keras.Sequential(
+        [keras.Input((3,)), Theirs(momentum=0.5), layers.Dense(2), Ours(average="debiased"), Ours()]
+    )
+    spread = ek.upgrade(model, synchronized=True)
+    assert synchronized(spread) == [True] * 3 and spread.layers[0].momentum == 0.5
+    assert spread.layers[2].average == "debiased" and all(type(spread.layers[place]) is Ours for place in (0, 2, 3))
+    np.testing.assert_array_equal(spread.predict(X[:, 0], verbose=0), model.predict(X[:, 0], verbose=0))
+    assert synchronized(ek.upgrade(spread)) == [True] * 3
+    assert synchronized(ek.upgrade(spread, synchronized=False)) == [False] * 3
+    plain = keras.Sequential([keras.Input((3,)), Theirs()])
+    back = ek.upgrade(ek.upgrade(plain, synchronized=True), to="keras", synchronized=False)
+    assert synchronized(back) == [False] and type(back.layers[0]) is Theirs
+
+
+@pytest.mark.skipif(NAME == "tensorflow", reason="Keras's layer has it there")
+def test_synchronization_that_keras_lacks():
+    model = keras.Sequential([keras.Input((3,)), Ours(synchronized=True)])
+    with pytest.raises(ArgumentError, match="lacks: synchronized=True"):
+        ek.upgrade(model, to="keras")

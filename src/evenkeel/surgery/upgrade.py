@@ -21,7 +21,7 @@ the weights of the copy are not those of {name}:
 get_config and from_config of its classes must give layers with the same weights in the same order"""
 
 
-def upgrade(model: Any, to: str = "evenkeel") -> Any:
+def upgrade(model: Any, to: str = "evenkeel", *, synchronized: bool | None = None) -> Any:
     """A copy of a Keras model with `evenkeel.BatchNormalization` for every `keras.layers.BatchNormalization`.
 
     Weights, names, configuration and trainable flags are the same, and so are the outputs. A compiled model is
@@ -34,6 +34,7 @@ def upgrade(model: Any, to: str = "evenkeel") -> Any:
         model: functional, Sequential or subclassed, however nested; subclassed ones, and layers with layers in them,
             are made anew from their configuration. It is not changed.
         to: "evenkeel", or "keras" for the way back.
+        synchronized: what all of them are to be, those that are ours already too; None leaves each as it is.
 
     Raises:
         ArgumentError: for "keras", a layer with something that Keras's does not have; all are named.
@@ -59,24 +60,31 @@ def upgrade(model: Any, to: str = "evenkeel") -> Any:
     old, new = keras.layers.BatchNormalization, BatchNormalization
     if to == "keras":
         old, new = new, old
-    layers = [part for part in parts(model) if type(part) is old]
-    if to == "keras" and (found := [text for layer in layers if (text := _only_ours(layer))]):
+    settings = {} if synchronized is None else {"synchronized": synchronized}
+    layers = [
+        part
+        for part in parts(model)
+        if type(part) is old
+        or (type(part) is new and part.synchronized != settings.get("synchronized", part.synchronized))
+    ]
+    if to == "keras" and (found := [text for layer in layers if (text := _only_ours(layer, synchronized))]):
         raise ArgumentError("\n".join(found))
-    return _Copies(layers, new).whole(model)
+    return _Copies(layers, new, settings).whole(model)
 
 
 class _Copies:
     """The copies of the layers of a model, one for each, wherever and however often it stands.
 
-    swapped: the layers that become one of `kind`.
+    swapped: the layers that become one of `kind`, with these settings beside their own.
     """
 
-    def __init__(self, swapped: list[Any], kind: Any) -> None:
+    def __init__(self, swapped: list[Any], kind: Any, settings: dict[str, Any]) -> None:
         import keras
 
         self._swapped = frozenset(map(id, swapped))
         self._kind = kind
         self._words = frozenset(kind().get_config())
+        self._settings = settings
         self._made: dict[int, Any] = {}
         x = keras.Input((1,))
         self._functional = type(keras.Model(x, x))  # which has no public name
@@ -127,7 +135,7 @@ class _Copies:
             return keras.models.clone_model(layer, input_tensors=inputs, clone_function=self.of)
         config = layer.get_config()
         if id(layer) in self._swapped:
-            config = {name: value for name, value in config.items() if name in self._words}
+            config = {name: value for name, value in config.items() if name in self._words} | self._settings
             if self._kind is keras.layers.BatchNormalization and isinstance(layer.axis, list):
                 (config["axis"],) = layer.axis
             return self._kind.from_config(config)
@@ -209,7 +217,7 @@ def _take_over(name: str, old: list[Any], new: list[Any]) -> None:
         target.assign(keras.ops.copy(source.value))  # JAX's training steps give the memory of their state away
 
 
-def _only_ours(layer: Any) -> str | None:
+def _only_ours(layer: Any, synchronized: bool | None) -> str | None:
     """What a layer of ours has that Keras's lacks, in words."""
     import keras
 
@@ -217,6 +225,8 @@ def _only_ours(layer: Any) -> str | None:
     lacking = {
         f"axis={layer.axis}": isinstance(layer.axis, list) and len(layer.axis) > 1,
         f"virtual_batch_size={layer.virtual_batch_size}": layer.virtual_batch_size is not None,
+        "synchronized=True": (layer.synchronized if synchronized is None else synchronized)
+        and keras.backend.backend() != "tensorflow",
         "an adjustment": layer.adjustment is not None,
         f"average={layer.average!r}": layer.average != "exponential",
         "bessel_correction=True": layer.bessel_correction,
