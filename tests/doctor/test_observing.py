@@ -397,3 +397,34 @@ def test_labels_of_another_kind_are_not_passed_over(labels):
     model = keras.Sequential([keras.Input([3]), keras.layers.BatchNormalization(), keras.layers.Dense(2)])
     found = diagnose(model, (np.random.default_rng(0).normal(size=(64, 3)).astype("float32"), labels))
     assert "accuracy and loss" in [item.what for item in found.unseen]
+
+
+def test_an_iterator_of_one_batch_builds_the_model_and_is_looked_at():
+    model = keras.Sequential([keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+    found = diagnose(model, iter([np.random.default_rng(0).normal(size=(32, 3)).astype("float32")]))
+    assert found.observed.seen[0].moments.count[0] == 32
+
+
+def test_layers_of_one_name_are_told_apart():
+    def tower(shift):
+        inputs = keras.Input([3])
+        part = keras.Model(inputs, keras.layers.BatchNormalization(name="bn")(inputs))
+        part.layers[1].moving_mean.assign([shift] * 3)
+        return part
+
+    inputs = keras.Input([3])
+    model = keras.Model(inputs, [tower(0.0)(inputs), tower(50.0)(inputs)])
+    found = diagnose(model, np.random.default_rng(0).normal(size=(64, 3)).astype("float32"))
+    names = [finding.where for finding in found.errors if finding.rule == "EK401"]
+    assert len(found.normalizers) == len(found.observed.seen) == 2 and len(names) == 1
+
+
+def test_a_layer_behind_a_frozen_one_sees_what_it_sees_in_training():
+    first, second = (BatchNormalization(name=name) for name in ("first", "second"))
+    model = keras.Sequential([keras.Input([3]), first, keras.layers.Rescaling(2.0), second])
+    first.moving_mean.assign([5.0] * 3)
+    second.moving_mean.assign([-10.0] * 3)
+    second.moving_variance.assign([4.0] * 3)
+    first.frozen = True
+    x = np.random.default_rng(0).normal(size=(256, 3)).astype("float32")
+    assert "second" not in [finding.where for finding in diagnose(model, x).findings if finding.rule == "EK401"]

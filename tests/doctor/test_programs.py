@@ -256,3 +256,9 @@ def test_the_same_source_is_read_once():
     source = Source.of("x = 1")
     assert programs.of(source) is programs.of(source)
     assert isinstance(programs.of(source).nodes[0], ast.Module)
+
+
+def test_a_form_feed_is_no_line():
+    text = "import torch.nn as nn\n\x0c\nbn = nn.BatchNorm2d(8, momentum=0.99)\n"
+    (finding,) = rules.look(Source.of(text))
+    assert (finding.line, finding.column) == (3, text.splitlines()[-1].index("0.99") + 1)

@@ -191,3 +191,51 @@ def test_no_parts():
 def test_what_is_no_tensor_of_numbers(value):
     with pytest.raises(UnknownTensorError, match="arrived"):
         ek.moments(value)
+
+
+def merged_by_messages(backend, parts, dtype):
+    """`merge_across` in as many threads as there are parts; who sends waits for all."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    from evenkeel.functional.moments import merge_across
+
+    barrier, messages = Barrier(len(parts)), {}
+
+    def merged(place):
+        def all_reduce(message):
+            messages[place] = backend.numpy(message)
+            barrier.wait()
+            total = sum(messages.values())
+            barrier.wait()
+            return backend.array(total)
+
+        values = (parts[place].mean(0), parts[place].var(0))
+        with backend.double():
+            mean, variance = (backend.array(value.astype(dtype)) for value in values)
+            count = backend.array(np.asarray(len(parts[place]), dtype))
+            return [backend.numpy(value) for value in merge_across(all_reduce, mean, variance, count, count)]
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return list(threads.map(merged, range(len(parts))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(6, 6), (2, 10), (1, 4, 7)])
+def test_what_replicas_merge_is_that_of_all_data(backend, sizes, dtype):
+    x = np.random.default_rng(0).normal([300, 2, 1e4], [0.1, 1, 3], (12, 3))
+    for mean, variance, count, _ in merged_by_messages(backend, np.split(x, np.cumsum(sizes)[:-1]), dtype):
+        assert count == 12 and variance.dtype == dtype
+        for channel in range(3):
+            condition = tolerances.condition(x[:, channel].mean(), x[:, channel].var())
+            error = tolerances.mean(dtype, 12, condition) * x[:, channel].std()
+            np.testing.assert_allclose(mean[channel], x[:, channel].mean(), rtol=0, atol=error)
+            # Each mean was rounded before it was sent, and the distances between them are as wrong.
+            bound = tolerances.variance(dtype, 12, condition) + 8 * tolerances.UNIT_ROUNDOFF[dtype] * condition
+            np.testing.assert_allclose(variance[channel], x[:, channel].var(), rtol=bound)
+
+
+def test_virtual_batches_are_not_synchronized(backend):
+    x, state = backend.array(np.ones((4, 2), "float32")), ek.State(*map(backend.array, np.zeros((2, 2), "float32")))
+    with pytest.raises(ArgumentError, match=r"virtual_batch_size=2 .* leave one of them out"):
+        ek.batch_norm(x, ek.Parameters(), state, training=True, synchronized=True, virtual_batch_size=2)

@@ -25,7 +25,7 @@ def model(**options):
 def others(*parts, updates=()):
     """What the other processes say, after this one."""
     rows = [np.concatenate([[len(part)], part.mean(0), part.var(0), updates]) for part in parts]
-    return lambda mine: [mine, *rows]
+    return lambda mine: [mine, *rows] if mine.size > 1 else [mine, *[np.array([row.size]) for row in rows]]
 
 
 def with_statistics(part, **options):
@@ -71,8 +71,8 @@ def test_one_process_alone_keeps_its_own():
         (lambda: keras.Sequential([keras.Input([2]), keras.layers.Dense(1)]), {}, InputError, "keeps no statistics"),
         (ek.BatchNormalization, {}, InputError, "was never called"),
         (lambda: 3, {}, ArgumentError, "a int has no statistics"),
-        (model, {"rows": 0}, ArgumentError, "rows=0 is not positive"),
-        (model, {"gather": lambda mine: [mine, mine[1:]]}, InputError, "the processes hold 5, 4 numbers"),
+        (model, {"rows": -1}, ArgumentError, "rows=-1 is no number"),
+        (model, {"gather": lambda mine: [mine, mine + 1]}, InputError, "the processes hold 5, 6 numbers"),
     ],
 )
 def test_what_cannot_be_merged(made, options, error, message):
@@ -89,3 +89,19 @@ def test_a_torch_module():
     module.running_var.copy_(torch.tensor(PARTS[0].var(0)))
     ek.merge_statistics_across_processes(module, rows=6, gather=others(*PARTS[1:]))
     np.testing.assert_allclose(module.running_var.numpy(), X.var(0), rtol=1e-5)
+
+
+def test_a_channel_that_one_process_lost_is_that_of_the_others():
+    made = with_statistics(PARTS[0])
+    made.layers[0].moving_variance.assign([np.nan, 16.0])
+    report = ek.merge_statistics_across_processes(made, rows=6, gather=others(*PARTS[1:]))
+    whole, rest = X.var(0)[1], np.concatenate(PARTS[1:]).var(0)[0]
+    variance = plain(made.layers[0].moving_variance.value)
+    np.testing.assert_allclose(variance[0], rest, rtol=1e-5)
+    assert abs(variance[1] / whole - 1) < 0.3 and report.merged[0].shift[0] == np.inf
+
+
+def test_a_process_without_rows_gets_what_the_others_have():
+    made = model()
+    ek.merge_statistics_across_processes(made, rows=0, gather=others(X))
+    np.testing.assert_allclose(plain(made.layers[0].moving_variance.value), X.var(0), rtol=1e-5)

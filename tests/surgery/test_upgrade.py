@@ -257,3 +257,21 @@ def test_synchronization_that_keras_lacks():
     model = keras.Sequential([keras.Input((3,)), Ours(synchronized=True)])
     with pytest.raises(ArgumentError, match="lacks: synchronized=True"):
         ek.upgrade(model, to="keras")
+
+
+def test_back_beside_layers_of_kerass_own():
+    model = keras.Sequential([keras.Input((3,)), Theirs(), Ours(synchronized=True)])
+    back = ek.upgrade(model, to="keras", synchronized=False)
+    assert [type(layer) for layer in back.layers] == [Theirs, Theirs] and synchronized(back) == [False, False]
+
+
+@pytest.mark.skipif(NAME != "jax", reason="axes of a mesh are JAX's")
+def test_a_layer_that_names_its_axis():
+    model = keras.Sequential([keras.Input((3,)), Ours(synchronized=True, axis_name="data")])
+    assert ek.upgrade(model, synchronized=False).layers[0].axis_name is None
+    assert ek.upgrade(ek.upgrade(model)).layers[0].axis_name == "data"
+
+
+def test_a_configuration_with_the_axis_of_a_mesh_loads_everywhere():
+    config = Ours(synchronized=True).get_config() | {"axis_name": "data"}
+    assert Ours.from_config(config).axis_name == ("data" if NAME == "jax" else None)

@@ -6,13 +6,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from evenkeel.functional.moments import Moments
-
-NOTHING: Mapping[str, Any] = {}
 
 
 def differ(before: np.ndarray, after: np.ndarray) -> bool:

@@ -60,6 +60,7 @@ ALL_FROZEN = Unseen(
     "all normalizers are frozen, and training normalizes as inference does",
     "evenkeel.unfreeze(model), if they are not to be",
 )
+LABELS = "give (x, y) with class labels, integers of shape (rows,)"
 NO_OUTPUTS = Unseen(
     "the outputs in both phases",
     "a session does not tell which of its tensors are the outputs",
@@ -137,7 +138,7 @@ def evidence(model: Any, options: Options, normalizers: Mapping[str, Known]) -> 
         >>> observed.seen[0].moments, phases.training.gap.__round__(3), rows.change
         (Moments(mean=array([2.]), variance=array([1.]), count=array([2.])), 2.0, 0.0)
     """
-    with _same_random_numbers():
+    with same_random_numbers():
         found = list(_found(model, options, normalizers))
     yield from found
 
@@ -159,12 +160,12 @@ def _found(model: Any, options: Options, normalizers: Mapping[str, Known]) -> It
     before = {normalizer: normalizer.read() for normalizer in subject.normalizers if normalizer.left is None}
     compared: list[Evidence] = [NO_OUTPUTS] if subject.call is None else []
     try:
-        layers, blind, kept, rows = _all_data(subject, source, before, options)
+        layers, blind, kept, rows = _all_data(subject, source, before, options, normalizers)
         if subject.call is not None and layers:
             frozen = {one for one in layers if one.name in normalizers and normalizers[one.name].frozen}
             learning = {one: layer for one, layer in layers.items() if one not in frozen}
             compared.append(_phases(subject, before, learning, kept) if learning else ALL_FROZEN)
-            compared += _unused(kept, compared[-1])
+            compared += _unused(options.data, kept, compared[-1])
         if subject.call is not None:
             _write(before)
             compared.append(_rows(subject.call, kept[0].inputs, {layer.dtype for layer in layers.values()}))
@@ -184,14 +185,21 @@ def _found(model: Any, options: Options, normalizers: Mapping[str, Known]) -> It
 
 
 def _all_data(
-    subject: Subject, source: Batches, before: Mapping[Normalizer, State], options: Options
+    subject: Subject,
+    source: Batches,
+    before: Mapping[Normalizer, State],
+    options: Options,
+    normalizers: Mapping[str, Known],
 ) -> tuple[dict[Normalizer, _Layer], list[Normalizer], list[_Kept], list[int | None]]:
-    """One pass in which every normalizer uses its batch.
+    """One pass in which every normalizer uses its batch, but for frozen ones.
 
     Returns:
         Those that were reached, in the order of their first call; those that were called without values; the first
         batches; and the rows of each batch, None where nobody can tell.
     """
+    # In training these keep to their moving statistics; where all do, it is still to be seen what they are worth.
+    frozen = {one for one in before if one.name in normalizers and normalizers[one.name].frozen}
+    frozen = frozen if len(frozen) < len(before) else set()
     layers: dict[Normalizer, _Layer] = {}
     blind: dict[Normalizer, None] = {}
     kept: list[_Kept] = []
@@ -208,7 +216,7 @@ def _all_data(
             return None
         calls.setdefault(normalizer, []).append((pool, state))
         layers.setdefault(normalizer, _Layer()).note(call, padding=wanted > 0)
-        return state
+        return None if normalizer in frozen else state
 
     with subject.running(seen) as run:
         for item in shown(source.items(), source.count, options.progress, "looking at the data"):
@@ -279,14 +287,16 @@ def _phases(
     return Phases(curve[0], curve[len(order)], swapped, sum(part.rows for part in kept), renewed)
 
 
-def _unused(kept: list[_Kept], found: Evidence) -> Iterator[Unseen]:
+def _unused(data: Any, kept: list[_Kept], found: Evidence) -> Iterator[Unseen]:
     """Labels that came with the data, and that the outputs could not be compared with."""
+    if isinstance(data, tuple) and len(data) > 1 and all(part.labels is None for part in kept):
+        yield Unseen("accuracy and loss", "y is no array with a label for each row of x", LABELS)
     given = [part.labels for part in kept if part.labels is not None]
     if given and isinstance(found, Phases) and found.inference.accuracy is None:
         yield Unseen(
             "accuracy and loss",
             f"the labels are {given[0].dtype} of shape {given[0].shape}, and no classes of the first output",
-            "give (x, y) with class labels, integers of shape (rows,)",
+            LABELS,
         )
 
 
@@ -464,7 +474,7 @@ def _said(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
+def same_random_numbers() -> Iterator[None]:
     """A DataLoader draws from torch's generator, even one that does not shuffle."""
     torch = sys.modules.get("torch")
     before = None if torch is None else torch.get_rng_state()

@@ -110,4 +110,5 @@ def _write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _write(Path(*sys.argv[1:]))
+    (folder,) = sys.argv[1:]
+    _write(Path(folder))

@@ -148,7 +148,7 @@ class Program:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._lines = source.text.splitlines()
+        self._lines = source.text.split("\n")  # as ast counts; splitlines cuts at form feeds too
         self._parents: dict[ast.AST, ast.AST] = {}
         self._scopes: dict[ast.AST, _Scope] = {}
         self._members: dict[str, list[ast.AST]] = defaultdict(list)  # name -> methods of that name

@@ -14,6 +14,11 @@ from evenkeel.functional import weights as weighting
 from evenkeel.functional.choice import choose
 from evenkeel.functional.layout import Layout
 
+WHOLE_AND_PARTS = (
+    "virtual_batch_size={size} takes the statistics of a few rows, and synchronized=True those of the rows of all "
+    "devices; leave one of them out"
+)
+
 Axis = SupportsIndex | Iterable[SupportsIndex]
 
 
@@ -110,6 +115,8 @@ def training_step(
         Ioffe and Szegedy 2015, Batch Normalization; Ioffe 2017, Batch Renormalization; Hoffer, Hubara and Soudry
         2017, Train longer, generalize better (virtual batches).
     """
+    if synchronized and virtual_batch_size:
+        raise ArgumentError(WHOLE_AND_PARTS.format(size=virtual_batch_size))
     call = _Call.of(x, params, state, axis, epsilon, activation)
     all_reduce = call.backend.all_reduce(group) if synchronized else None
     count = moments.size(call.backend, call.x, call.layout)

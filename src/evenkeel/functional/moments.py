@@ -177,7 +177,7 @@ def merge_across(
     """
     backend = backends.of(mean)
     dtype = backend.dtype(mean)
-    wide = dtype if dtype == backend.WIDEST else backend.WIDEST
+    wide = dtype if dtype == "float64" else backend.WIDEST
     shape = backend.shape(mean)
     mean, variance, count, present = (
         backend.cast(backend.convert(value, like=mean), wide) for value in (mean, variance, count, present)

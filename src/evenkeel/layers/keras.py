@@ -11,14 +11,9 @@ import keras
 from evenkeel import arguments
 from evenkeel.errors import ArgumentError
 from evenkeel.functional import modes, moving
-from evenkeel.functional.batch_norm import Parameters, inference_step, training_step
+from evenkeel.functional.batch_norm import WHOLE_AND_PARTS, Parameters, inference_step, training_step
 from evenkeel.functional.layout import Layout
 from evenkeel.functional.renorm import Limits, Renorm
-
-WHOLE_AND_PARTS = (
-    "virtual_batch_size={size} takes the statistics of a few rows, and synchronized=True those of the rows of all "
-    "devices; leave one of them out"
-)
 
 
 @keras.saving.register_keras_serializable(package="evenkeel")
@@ -317,6 +312,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         keep the sample variance. Version 1 stored types with initializers, and version 2 its own kind of policy.
         """
         config = dict(config) if "bessel_correction" in config else _translated(config)
+        if keras.backend.backend() != "jax":
+            config.pop("axis_name", None)  # which says with whom JAX synchronizes, not what is computed
         config["adjustment"] = keras.saving.deserialize_keras_object(config.get("adjustment"))
         if config.get("renorm_clipping"):
             config["renorm_clipping"] = {
@@ -351,7 +348,7 @@ def _share(inputs: Any) -> int | None:
     devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
     if devices == 1 or jax.sharding.get_abstract_mesh().manual_axes:  # under shard_map, inputs are those of one device
         return None
-    return inputs.shape[0] // devices
+    return -(-inputs.shape[0] // devices)
 
 
 def _check_rows_are_free(axis: Any, axes: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.pool import Pool
 from evenkeel.surgery.recalibrate.processes import Gather, gatherer
 from evenkeel.surgery.recalibrate.subject import Normalizer
-from evenkeel.surgery.walk import keras_normalizers
+from evenkeel.surgery.walk import keras_names, keras_normalizers
 
 __all__ = ["MergeReport", "Merged", "merge_statistics_across_processes"]
 
@@ -62,7 +62,8 @@ def merge_statistics_across_processes(model: Any, *, rows: float = 2.0, gather: 
     """Gives the models of all processes the same moving statistics: those of all their data together.
 
     For models that were trained with local statistics, before evaluation and saving. The mean of the variances is too
-    small where the means differ; what is between them is added, by Chan's formula. Call it in every process.
+    small where the means differ; what is between them is added, by Chan's formula. A channel that is not finite in a
+    process does not count there. Call it in every process.
 
     Args:
         model: a built Keras model, or a `torch.nn.Module`; of the same structure in every process.
@@ -74,22 +75,23 @@ def merge_statistics_across_processes(model: Any, *, rows: float = 2.0, gather: 
         `MergeReport`: what each process had.
 
     Raises:
-        ArgumentError: no model, or a share that is not positive.
+        ArgumentError: no model, or a negative number of rows.
         InputError: a model without statistics, or models that differ.
 
     Example:
         >>> import keras
         >>> model = keras.Sequential([keras.Input([1]), keras.layers.BatchNormalization()])
         >>> other = np.array([2.0, 4.0, 1.0])  # of another process: its rows, its mean, its variance
-        >>> report = merge_statistics_across_processes(model, gather=lambda mine: [mine, other])
+        >>> gather = lambda mine: [mine, other if mine.size > 1 else mine]  # first it tells how much there is
+        >>> report = merge_statistics_across_processes(model, gather=gather)
         >>> [float(v[0]) for v in (model.layers[0].moving_mean, model.layers[0].moving_variance)]
         [2.0, 5.0]
 
     References:
         Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances.
     """
-    if not rows > 0:
-        raise ArgumentError(f"rows={rows!r} is not positive; give how many rows this process has trained on")
+    if not rows >= 0:
+        raise ArgumentError(f"rows={rows!r} is no number of rows; give how many this process has trained on")
     normalizers = _normalizers(model)
     states = [normalizer.read() for normalizer in normalizers]
     shapes = [state.moving_mean.shape for state in states]
@@ -97,17 +99,22 @@ def merge_statistics_across_processes(model: Any, *, rows: float = 2.0, gather: 
         np.concatenate([np.ravel(state.moving_mean), np.ravel(state.moving_variance), _updates(state)])
         for state in states
     ]
-    shares = (gather or gatherer())(np.concatenate([[rows], *parts]).astype("float64"))
-    if len({len(share) for share in shares}) > 1:
-        raise InputError(UNLIKE.format(sizes=", ".join(str(len(share)) for share in shares)))
+    gather = gather or gatherer()
+    row = np.concatenate([[rows], *parts]).astype("float64")
+    # By itself: what gathers may want rows of one length.
+    sizes = [int(size[0]) for size in gather(np.array([float(row.size)]))]
+    if len(set(sizes)) > 1:
+        raise InputError(UNLIKE.format(sizes=", ".join(map(str, sizes))))
+    shares = gather(row)
     found, start = [], 1
     for normalizer, state, shape, part in zip(normalizers, states, shapes, parts, strict=True):
         size = int(np.prod(shape))
         each = [(share[0], *np.split(share[start : start + part.size], [size, 2 * size])) for share in shares]
         start += part.size
-        moments = merge_moments(*(Moments(mean, variance, np.asarray(count)) for count, mean, variance, _ in each))
-        # Statistics are of many values, however the shares are counted.
-        counted = Moments(moments.mean.reshape(shape), moments.variance.reshape(shape), np.full(shape, 2.0))
+        moments = merge_moments(*(_finite(*share[:3]) for share in each))
+        # Statistics are of many values, however the shares are counted; a channel of which nobody has any stays.
+        known = np.where(moments.count > 0, 2.0, 0.0)
+        counted = Moments(*(value.reshape(shape) for value in (moments.mean, moments.variance, known)))
         newest = np.max([updates for *_, updates in each], axis=0).reshape(_updates(state).shape)
         kept = state if state.updates is None else state._replace(updates=newest.reshape(state.updates.shape))
         normalizer.write(normalizer.renewed(kept, Pool(counted, 0, np.zeros(shape)), sample=False))
@@ -121,9 +128,11 @@ def _normalizers(model: Any) -> list[Normalizer]:
     if keras is not None and isinstance(model, keras.layers.Layer):
         from evenkeel.surgery.recalibrate.keras import normalizer_of
 
-        if unbuilt := [layer.name for layer in keras_normalizers(model) if layer.moving_mean is None]:
+        layers = keras_normalizers(model)
+        if unbuilt := [layer.name for layer in layers if layer.moving_mean is None]:
             raise InputError(UNBUILT.format(name=unbuilt[0]))
-        found = [normalizer_of(layer, include_frozen=True) for layer in keras_normalizers(model)]
+        names = keras_names(layers)
+        found = [normalizer_of(layer, names[id(layer)], include_frozen=True) for layer in layers]
     elif torch is not None and isinstance(model, torch.nn.Module):
         from evenkeel.surgery.recalibrate.torch import TorchModule
 
@@ -141,8 +150,14 @@ def _updates(state: State) -> np.ndarray:
     return np.zeros(0) if state.updates is None else np.ravel(state.updates)
 
 
+def _finite(rows: float, mean: np.ndarray, variance: np.ndarray) -> Moments:
+    """What a process has, but for channels that are not finite."""
+    return Moments(mean, variance, np.where(np.isfinite(mean) & np.isfinite(variance), rows, 0.0))
+
+
 def _report(name: str, merged: Moments, each: list[tuple[Any, ...]]) -> Merged:
     means, variances = (np.stack([share[place] for share in each]) for place in (1, 2))
     with np.errstate(all="ignore"):  # a constant channel, or statistics that were destroyed
-        shift = np.nan_to_num(np.abs(means - merged.mean) / np.sqrt(merged.variance), nan=0.0).max(axis=1, initial=0.0)
+        shifts = np.nan_to_num(np.abs(means - merged.mean) / np.sqrt(merged.variance), nan=0.0)
+    shift = np.where(np.isfinite(means) & np.isfinite(variances), shifts, np.inf).max(axis=1, initial=0.0)
     return Merged(name, means, variances, shift.tolist())

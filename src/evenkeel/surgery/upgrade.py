@@ -67,7 +67,9 @@ def upgrade(model: Any, to: str = "evenkeel", *, synchronized: bool | None = Non
         if type(part) is old
         or (type(part) is new and part.synchronized != settings.get("synchronized", part.synchronized))
     ]
-    if to == "keras" and (found := [text for layer in layers if (text := _only_ours(layer, synchronized))]):
+    if to == "keras" and (
+        found := [text for layer in layers if type(layer) is old and (text := _only_ours(layer, synchronized))]
+    ):
         raise ArgumentError("\n".join(found))
     return _Copies(layers, new, settings).whole(model)
 
@@ -113,7 +115,7 @@ class _Copies:
             try:
                 self._made[id(layer)] = self._copy(layer)
             except (NotImplementedError, TypeError, ValueError) as error:
-                if isinstance(error, InputError):
+                if isinstance(error, InputError | ArgumentError):
                     raise
                 text = NO_COPY.format(
                     name=layer.name, kind=type(layer).__name__, why=str(error).split("\n\n")[0].strip()
@@ -138,8 +140,10 @@ class _Copies:
             config = {name: value for name, value in config.items() if name in self._words} | self._settings
             if self._kind is keras.layers.BatchNormalization and isinstance(layer.axis, list):
                 (config["axis"],) = layer.axis
-            return self._kind.from_config(config)
-        copy = type(layer).from_config(config)
+            if not config.get("synchronized"):
+                config.pop("axis_name", None)
+            return _of_group(self._kind.from_config(config), layer)
+        copy = _of_group(type(layer).from_config(config), layer)
         return self._filled(copy, layer) if isinstance(layer, keras.layers.Layer) else copy
 
     def _inside(self, old: Any, new: Any) -> Any:
@@ -173,6 +177,13 @@ class _Copies:
             if _pairs(value, mine.get(name)):
                 setattr(copy, name, _with(value, found))
         return copy
+
+
+def _of_group(copy: Any, layer: Any) -> Any:
+    """The copy, which synchronizes with whom the layer does: that is of a run, and in no configuration."""
+    if getattr(layer, "process_group", None) is not None and getattr(copy, "synchronized", False):
+        copy.process_group = layer.process_group
+    return copy
 
 
 def _attributes(layer: Any) -> dict[str, Any]:

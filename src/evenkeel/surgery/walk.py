@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from evenkeel.errors import UnknownTensorError
@@ -58,6 +59,21 @@ def keras_normalizers(model: Any) -> list[Any]:
     """The batch normalization layers of Keras in it: ours, Keras's own, and what derives from them."""
     kind = _keras("BatchNormalization")
     return [part for part in parts(model) if kind and isinstance(part, kind)]
+
+
+def keras_names(layers: Iterable[Any]) -> dict[int, str]:
+    """id of a layer -> its path, or its name until it is built; numbered where several have the same.
+
+    Args:
+        layers: in the order of the model.
+    """
+    times: Counter[str] = Counter()
+    found = {}
+    for layer in layers:
+        name = layer.path or layer.name
+        times[name] += 1
+        found[id(layer)] = name if times[name] == 1 else f"{name}#{times[name]}"
+    return found
 
 
 def torch_normalizers(model: Any) -> list[Any]:

@@ -127,3 +127,13 @@ def test_a_notebook(tmp_path):
 def test_no_notebook(tmp_path, text):
     with pytest.raises(InputError, match=r"program\.ipynb"):
         ek.diagnose(write(tmp_path, text, "program.ipynb"))
+
+
+def test_cells_that_are_timed_and_lines_that_go_on_with_an_operator(tmp_path):
+    cells = [
+        "%%time\nimport torch.nn as nn\nbn = nn.BatchNorm2d(8, momentum=0.99)",
+        "name = 'x'\ntext = ('%s'\n    % name)\nother = (text\n    != name)",
+        "%matplotlib inline\n!ls\n%%bash is no cell here",
+    ]
+    text = notebook(*(("code", cell) for cell in cells))
+    assert [finding.rule for finding in ek.diagnose(write(tmp_path, text, "program.ipynb")).findings] == ["EK608"]

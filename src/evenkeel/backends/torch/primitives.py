@@ -68,7 +68,7 @@ def cond(condition, when_true, when_false):
 def all_reduce(group=None):
     """The sum over the processes of `group`, of all that there are by default; None where there is one."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size(group) == 1:
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size(group) <= 1:
         return None
     return lambda x: _AllReduce.apply(x, group)
 

@@ -144,7 +144,7 @@ class NormalizationMonitor(keras.callbacks.Callback):
         iterations = getattr(getattr(self.model, "optimizer", None), "iterations", 0)
         steps = max(int(iterations), self._done) + left
         after = _normalizers(self.model, steps)
-        if len(after) != len(self._before):  # a model that this epoch has built: nothing is known of its start
+        if not after or len(after) != len(self._before):  # built in this epoch, or never: its start is not known
             return
         seen = self._measured(after)
         rows = [
@@ -171,17 +171,19 @@ class NormalizationMonitor(keras.callbacks.Callback):
         data = self._data
         if data is None:
             return [None for _ in normalizers]
+        from evenkeel.doctor.observing import same_random_numbers
         from evenkeel.surgery.recalibrate.passes import pooled
         from evenkeel.surgery.recalibrate.processes import gatherer
         from evenkeel.surgery.recalibrate.subject import of
 
-        model = of(self.model, data, include_frozen=True)
-        state = {normalizer: normalizer.read() for normalizer in model.normalizers if normalizer.left is None}
-        try:
-            pools = pooled(model, lambda: data, state, gatherer())
-        finally:
-            for normalizer, values in state.items():
-                normalizer.write(values)
+        with same_random_numbers():
+            model = of(self.model, data, include_frozen=True)
+            state = {normalizer: normalizer.read() for normalizer in model.normalizers if normalizer.left is None}
+            try:
+                pools = pooled(model, lambda: data, state, gatherer())
+            finally:
+                for normalizer, values in state.items():
+                    normalizer.write(values)
         found = {normalizer.name: pool for normalizer, pool in pools.items()}
         return [
             evidence.Seen(

@@ -18,6 +18,7 @@ from evenkeel.doctor.monitor.speaking import Listener, Speaker, excused
 from evenkeel.doctor.subjects.graph.kept import Kept, kept
 from evenkeel.doctor.subjects.graph.nodes import Graph, ancestors
 from evenkeel.doctor.subjects.graph.origins import Origins
+from evenkeel.doctor.subjects.graph.training import OPTIMIZERS
 from evenkeel.errors import InputError
 from evenkeel.functional.moments import Moments
 from evenkeel.surgery.recalibrate.tf1 import MEAN, VARIANCE, moved_towards
@@ -26,7 +27,6 @@ v1 = tf.compat.v1
 
 NO_NORMALIZER = "the graph has no moving_mean with a moving_variance beside it; leave the NormalizationHook out"
 PARTS = {"moving_mean": MEAN, "moving_variance": VARIANCE, "gamma": "gamma", "beta": "beta"}
-_OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 
 
 class Period(NamedTuple):
@@ -159,7 +159,7 @@ class NormalizationHook(tf.compat.v1.train.SessionRunHook):
                 for name, tensors in self._values.items()
                 if all(tensor.op.name in run_names and graph.is_fetchable(tensor.op) for tensor in tensors)
             }
-            self._needs[names] = _Needs(any(node.op.startswith(_OPTIMIZERS) for node in run), values)
+            self._needs[names] = _Needs(any(node.op.startswith(OPTIMIZERS) for node in run), values)
         return self._needs[names]
 
     def _read(self, session: Any) -> tuple[dict[str, evidence.Normalizer], int]:

@@ -45,7 +45,7 @@ SICK = [
 HEALTHY = [
     Observed((_example(900.0, 1.0), _example(900.0, 1.0, one_pass=True), _example(200.0, 1.0, "float16"))),
     Observed((_example(3000.0, 0.5, "float64"),)),
-    Observed((_example(1.0, 0.0), _example(0.0, 0.0))),
+    Observed((_example(1.0, 0.0), _example(0.0, 0.0), _example(5.0, 0.0))),
 ]
 
 
@@ -54,6 +54,8 @@ def check(observed: Observed) -> Iterator[Finding]:
         with np.errstate(all="ignore"):
             deviation = np.sqrt(seen.moments.variance + (seen.normalizer.epsilon or 0.0))
             ratios = np.nan_to_num(np.abs(seen.moments.mean) / deviation, nan=0.0)
+        # Of a constant, two passes find the variance of 0 that it has.
+        ratios = np.where((seen.moments.variance > 0) | seen.one_pass, ratios, 0.0)
         channel = int(np.argmax(ratios)) if ratios.size else 0
         if ratios.size and ratios[channel] > LIMITS.get(seen.dtype or "", LIMIT):
             mean, variance = seen.moments.mean[channel], seen.moments.variance[channel]

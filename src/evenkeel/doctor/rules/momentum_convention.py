@@ -2,14 +2,15 @@
 """Momentum looks like a number of the other convention.
 
 What it looks for
-    A share of the old average that is kept below 0.5 (below 0.2 it is an error), or one of exactly 0 or 1. Keras,
-    TensorFlow and Flax mean by momentum the share that is kept, 0.9 to 0.999; torch the share that is replaced, 0.001
-    to 0.1.
+    A share of the old average that is kept below 0.5 (below 0.2 it is an error). Exactly 0 or 1 may be meant, and
+    is a warning; an error where statistics that are to move are at their start. Keras, TensorFlow and Flax mean by
+    momentum the share that is kept, 0.9 to 0.999; torch the share that is replaced, 0.001 to 0.1.
 Why it matters
     With the other library's number the moving statistics are those of the last batch or two, and noise. With 1 in
     Keras, or 0 in torch, they never leave their start.
 What to do
-    Give one minus the number, and train on or `evenkeel.recalibrate(model, data)`.
+    Give one minus the number, or instead of 0 and 1 the library's own, and train on or `evenkeel.recalibrate(model,
+    data)`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ HEALTHY = [
     Normalizer("bn", library="torch", momentum=0.9),
     Normalizer("bn", library="keras", momentum=0.9999),
     Normalizer("bn", library="keras", momentum=0.1, average="cumulative"),
+    Normalizer("bn", library="keras", momentum=1.0, average="debiased"),
     Normalizer("bn", library="torch", momentum=1.0, frozen=True),
     Normalizer("bn"),
 ]
@@ -47,6 +49,8 @@ HEALTHY = [
 def check(normalizer: Normalizer) -> Iterator[Finding]:
     kept = normalizer.momentum
     if kept is None or normalizer.average == "cumulative" or normalizer.frozen:
+        return
+    if kept == 1 and normalizer.average == "debiased":  # then every batch counts the same
         return
     if kept == 1:
         mean, variance = normalizer.moving_mean, normalizer.moving_variance

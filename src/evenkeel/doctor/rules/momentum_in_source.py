@@ -3,9 +3,10 @@
 
 What it looks for
     A constant momentum or decay that keeps less than half of the old average: in torch more than 0.5, elsewhere less
-    than 0.5. Above 0.8, or below 0.2, it is an error; exactly 1, or 0, may be meant, and is a warning.
+    than 0.5. Above 0.8, or below 0.2, it is an error; exactly 0 and 1 may be meant, and are a warning.
 Why it matters
-    The moving statistics are those of the last batch or two, so evaluation is as noisy as one batch. Torch means by
+    The moving statistics are those of the last batch or two, so evaluation is as noisy as one batch; or they never
+    leave their start. Torch means by
     momentum the share that is replaced, all others the share that is kept.
 What to do
     Write `1 - momentum`: 0.1 in torch is 0.9 in Keras, tf.layers, tf.contrib (decay) and Flax.
@@ -31,6 +32,7 @@ SICK = [
         "import tf_slim as slim\nwith slim.arg_scope([slim.batch_norm], decay=0.003):\n    y = slim.batch_norm(x)"
     ),
     Source.of("from flax import nnx\nbn = nnx.BatchNorm(8, momentum=0.3, rngs=rngs)"),
+    Source.of("import torch.nn as nn\nbn = nn.BatchNorm2d(64, momentum=0.0)"),
 ]
 HEALTHY = [
     Source.of("import torch.nn as nn\nbn = nn.BatchNorm2d(64, momentum=1 - 0.99)"),
@@ -57,7 +59,8 @@ def check(source: Source) -> Iterator[Finding]:
             seen.add(value)
             kept = 1 - number if item.family == "torch" else number
             certain = 0 < kept < CERTAIN
-            if kept < LIKELY:
+            if kept < LIKELY or kept == 1:
                 usual = 1 - number if certain else 0.1 if item.family == "torch" else 0.9
-                what = f"{word}={number:g} keeps {kept:.2g} of the old statistics, so few batches make them"
+                meaning = "they never move" if kept == 1 else "few batches make them"
+                what = f"{word}={number:g} keeps {kept:.2g} of the old statistics, so {meaning}"
                 yield program.finding(ID, value, what, f"{word}={usual:g}", "error" if certain else "warning")

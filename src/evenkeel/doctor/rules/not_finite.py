@@ -48,7 +48,7 @@ def check(normalizer: Normalizer) -> Iterator[Finding]:
                 normalizer.name,
                 f"{found} of {wide.size} channels of {part}",
                 "go back to an earlier checkpoint"
-                if part in ("gamma", "beta")
+                if part.removesuffix("_average") in ("gamma", "beta")
                 else "evenkeel.recalibrate(model, data)",
             )
 

@@ -2,14 +2,15 @@
 """The model does better, or something else, with the statistics of the batch.
 
 What it looks for
-    The same rows with moving statistics, as at inference, and with those of their batch, as in training; dropout is off
-    in both. With class labels: more than 5 points of accuracy, and 6 rows, in favour of training. Without: outputs that
-    are 0.7 standard deviations apart (a warning), or a whole one (an error), even where all layers use the statistics
-    of all the data, for batches alone scatter; fewer than 6 rows say nothing. Frozen layers stay as they are in both.
+    The same rows with moving statistics, as at inference, and with those of their batch, as in training; dropout is
+    off in both. With class labels: more than 5 points of accuracy, and 8 rows, in favour of training. Without:
+    outputs that are 0.7 standard deviations apart (a warning), or a whole one (an error), even where all layers use
+    the statistics of all the data, for batches alone scatter; fewer than 8 rows say nothing. Frozen layers stay as
+    they are in both.
 Why it matters
-    What the network learned is there, and the moving statistics lose it: this is why evaluation is so much worse than
-    training. The layer named is the one at which most of the difference arises when the layers, from the first on, are
-    swapped to the batch one after the other.
+    What the network learned is there, and the moving statistics lose it: this is why evaluation is so much worse
+    than training. The layer named is the one at which most of the difference arises when the layers, from the first
+    on, are swapped to the batch one after the other.
 What to do
     `evenkeel.recalibrate(model, data)` with data of the training; then see what kept the statistics from following.
 """

@@ -2,17 +2,19 @@
 """The moving statistics are far from those of the data.
 
 What it looks for
-    The symmetric Kullback-Leibler divergence of two Gaussians in each channel, that of the moving statistics and that
-    of the data, both with epsilon. A channel counts for at most 10 nats; on the average over the channels 0.25 is a
-    warning, and 0.5 an error, which is a shift by one standard deviation everywhere. What sampling alone explains is
-    taken off; rows are what counts there, for the values of one are alike. Of a frozen layer, which was trained like
-    that, it is a note, and a warning from 5 on. Every layer saw what comes out of those before it in training.
+    The symmetric Kullback-Leibler divergence of two Gaussians in each channel, that of the moving statistics and
+    that of the data, both with epsilon. A channel counts for at most 10 nats; on the average over the channels 0.25
+    is a warning, and 0.5 an error, which is a shift by one standard deviation everywhere. What sampling alone
+    explains is taken off; rows are what counts there, for the values of one are alike. Of a frozen layer, which was
+    trained like that, it is a note, and a warning from 5 on. Fewer than 8 rows say nothing. Every layer saw what
+    comes out of those before it in training.
 Why it matters
-    Inference normalizes with numbers that do not belong to this data. The first bad layer, in the order of the calls,
-    is where to look: the bad ones after it were measured with that one repaired, so they are bad by themselves.
+    Inference normalizes with numbers that do not belong to this data. The first bad layer, in the order of the
+    calls, is where to look: the bad ones after it were measured with that one repaired, so they are bad by
+    themselves.
 What to do
-    If the first layer is bad, compare how data is prepared in training and here (a scale of 255, another order of the
-    channels). Otherwise train longer, lower the momentum, or `evenkeel.recalibrate(model, data)`.
+    If the first layer is bad, compare how data is prepared in training and here (a scale of 255, another order of
+    the channels). Otherwise train longer, lower the momentum, or `evenkeel.recalibrate(model, data)`.
 """
 
 from __future__ import annotations

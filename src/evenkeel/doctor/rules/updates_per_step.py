@@ -6,7 +6,8 @@ What it looks for
     and a small multiple, are a warning; other surpluses a note, for a model that was trained before looks like that.
 Why it matters
     Forward passes that train nothing move the statistics too, or passes that train do not. Activation checkpointing
-    runs layers twice, SAM and gradient penalties run more batches, a GAN's discriminator sees two distributions.
+    runs layers twice, SAM and gradient penalties run more batches, a GAN's discriminator sees two distributions, a
+    layer may stand at several places (EK505).
 What to do
     Where gradients are accumulated, say so: `evenkeel.diagnose(model, batches_per_step=4)`. Else run the additional
     passes in `with evenkeel.no_update(model):`, and those that train in training mode.

@@ -2,11 +2,12 @@
 """A moving variance is zero, or next to it.
 
 What it looks for
-    A moving variance of 0, or below 1e-12. Few such channels are a note, for dead units make them; half of the
-    channels are a warning. Where the mean of such a channel is beyond 10, a note becomes a warning and that an error.
+    A moving variance of 0, or below 1e-12. Few such channels are a note, for dead units make them; more than half
+    of the channels are a warning. Where the mean of such a channel is beyond 10, a note becomes a warning and that
+    an error.
 Why it matters
-    At inference the smallest change of such a channel is divided by the square root of epsilon alone. A dead unit does
-    no harm; data far from zero whose variance was lost in rounding do (tensorflow/tensorflow#118701,
+    At inference the smallest change of such a channel is divided by the square root of epsilon alone. A dead unit
+    does no harm; data far from zero whose variance was lost in rounding do (tensorflow/tensorflow#118701,
     google/flax#1491), and so do statistics that were never stored.
 What to do
     `evenkeel.recalibrate(model, data)`, and look whether what comes before the normalizer is dead: a bias or a

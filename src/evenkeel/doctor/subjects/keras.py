@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from evenkeel.doctor.evidence import Decay, Evidence, Neighbour, Normalizer, Pha
 from evenkeel.doctor.neighbours import Call, neighbour, places
 from evenkeel.doctor.options import Options
 from evenkeel.errors import InputError
-from evenkeel.surgery.walk import keras_normalizers, parts
+from evenkeel.surgery.walk import keras_names, keras_normalizers, parts
 
 KIND = "Keras model"
 NO_DATA = Unseen(
@@ -35,12 +37,14 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
     if not layers:
         return
     if options.data is not None and not all(layer.built for layer in layers):
-        from evenkeel.surgery.recalibrate.feeding import batches
-        from evenkeel.surgery.recalibrate.keras import KerasModel
-
-        KerasModel(subject, batches(options.data, batch_size=options.batch_size, steps=1), include_frozen=True)
+        options = _built(subject, options)
     steps = _steps(subject) if options.steps is None else options.steps
-    normalizers = {_name(layer): _normalizer(layer, steps, options.batches_per_step) for layer in layers}
+    counted = any(getattr(layer, "updates", None) is not None for layer in layers)
+    calls = _calls(_graphs(subject)) if counted else Counter()  # a shared one is updated at each place
+    normalizers = {
+        name: _normalizer(name, layer, steps, options.batches_per_step * max(calls[id(layer)], 1))
+        for layer, name in zip(layers, keras_names(layers).values(), strict=True)
+    }
     yield from normalizers.values()
     if unbuilt := [_name(layer) for layer in layers if not layer.built]:
         yield Unseen(
@@ -56,6 +60,22 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
         yield from observing.evidence(subject, options, normalizers)
 
 
+def _built(model: Any, options: Options) -> Options:
+    """Builds the model with the first batch; the data is all there afterwards."""
+    from evenkeel.doctor.observing import same_random_numbers
+    from evenkeel.surgery.recalibrate.feeding import batches
+    from evenkeel.surgery.recalibrate.keras import KerasModel
+
+    sample = options.data
+    if isinstance(sample, Iterator):  # which gives each batch once
+        first = list(itertools.islice(options.data, 1))
+        options = dataclasses.replace(options, data=itertools.chain(first, options.data))
+        sample = first.copy  # a list by itself would be several inputs
+    with same_random_numbers():
+        KerasModel(model, batches(sample, batch_size=options.batch_size, steps=1), include_frozen=True)
+    return options
+
+
 def _name(layer: Any) -> str:
     return layer.path or layer.name  # which has a path once it is built
 
@@ -66,13 +86,13 @@ def _steps(model: Any) -> int | None:
     return None if optimizer is None else int(_values(optimizer.iterations))
 
 
-def _normalizer(layer: Any, steps: int | None, batches_per_step: int) -> Normalizer:
+def _normalizer(name: str, layer: Any, steps: int | None, batches_per_step: int) -> Normalizer:
     learned = [variable for variable in (layer.gamma, layer.beta) if variable is not None]
     frozen = getattr(layer, "frozen", False) if layer.trainable else "all"
     values = {variable.name: _values(variable).ravel() for variable in layer.weights}
     updates = values.get("updates")
     return Normalizer(
-        _name(layer),
+        name,
         values.pop("moving_mean", None),
         values.pop("moving_variance", None),
         values.pop("gamma", None),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tokenize
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from evenkeel.errors import InputError
 KIND = "Python program"
 
 LARGEST = 1 << 20
+MAGIC = re.compile(r"%{1,2}[A-Za-z_]|!(?!=)|\?")  # a line may go on with `% name` or `!= name`
+TIMED = re.compile(r"%%(time|timeit|capture|prun)\b")  # of cells that hold Python
 NOT_PYTHON = (
     "{path} could not be looked at: line {line} is not Python 3 ({why}). If it was written for Python 2, "
     "`2to3 -w {path}` translates it"
@@ -78,10 +81,10 @@ def _cells(data: bytes) -> str:
     """The code of a notebook; lines for IPython do nothing in it."""
     cells = [cell["source"] for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"]
     texts = ["".join(cell) for cell in cells]
-    lines = "\n".join(text for text in texts if not text.startswith("%%")).splitlines()
+    lines = "\n".join(text for text in texts if not text.startswith("%%") or TIMED.match(text)).split("\n")
     return "\n".join(map(_python, lines))
 
 
 def _python(line: str) -> str:
     words = line.lstrip()
-    return line[: len(line) - len(words)] + "pass" if words.startswith(("%", "!", "?")) else line
+    return line[: len(line) - len(words)] + "pass" if MAGIC.match(words) else line

@@ -219,6 +219,7 @@ def _decays(layers: dict[str, Any], optimizer: Any) -> Iterator[Decay]:
         id(part): f"{name}.{role}"
         for name, layer in layers.items()
         for role, part in layer.named_parameters(recurse=False)
+        if part.requires_grad
     }
     for group in getattr(optimizer, "param_groups", ()):
         if group.get("weight_decay"):

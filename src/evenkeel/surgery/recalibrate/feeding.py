@@ -126,7 +126,10 @@ def shown(
 
 def plain(value: Any) -> np.ndarray:
     """A tensor of any library in NumPy."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # which NumPy has not
+    return np.asarray(value)
 
 
 def sliced(data: Any, rows: slice) -> Any:

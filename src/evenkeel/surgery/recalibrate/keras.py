@@ -18,7 +18,7 @@ from evenkeel.functional.moving import State
 from evenkeel.surgery.recalibrate.feeding import Batches, plain
 from evenkeel.surgery.recalibrate.pool import glanced, measured
 from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
-from evenkeel.surgery.walk import keras_normalizers
+from evenkeel.surgery.walk import keras_names, keras_normalizers
 
 COMPILED = (
     "{name} is called inside a compiled or mapped function, where its input has no values; "
@@ -35,8 +35,10 @@ class KerasModel:
         self._model = model
         if any(layer.moving_mean is None for layer in keras_normalizers(model)):
             self.call(batches.first())  # builds it
+        layers = keras_normalizers(model)
+        names = keras_names(layers)
         self._layers = {
-            normalizer_of(layer, include_frozen=include_frozen): layer for layer in keras_normalizers(model)
+            normalizer_of(layer, names[id(layer)], include_frozen=include_frozen): layer for layer in layers
         }
         self.normalizers = list(self._layers)
 
@@ -109,7 +111,7 @@ def _watched(normalizer: Normalizer, layer: Any, seen: Seen, without_values: lis
     return call
 
 
-def normalizer_of(layer: Any, *, include_frozen: bool) -> Normalizer:
+def normalizer_of(layer: Any, name: str, *, include_frozen: bool) -> Normalizer:
     """A layer of Keras, as recalibration sees it."""
 
     def variables() -> State:
@@ -130,7 +132,7 @@ def normalizer_of(layer: Any, *, include_frozen: bool) -> Normalizer:
         left = "frozen"
     ours = hasattr(layer, "bessel_correction")
     return Normalizer(
-        layer.path,
+        name,
         layer.epsilon,
         ours and layer.bessel_correction,
         read,

@@ -67,6 +67,7 @@ def evidence(subject: Any, options: Options) -> Iterator[seen.Evidence]:
         path = Path(subject)
         described, values = list(_read(path)), _beside(path)
         names = _names(options.train_op)
+        _check(names, described)
         for each in described:
             yield from _of(each, values or _constants(each, path), options, names)
         if options.data is not None:
@@ -80,9 +81,10 @@ def evidence(subject: Any, options: Options) -> Iterator[seen.Evidence]:
     names = _names(
         options.train_op if options.train_op is not None else None if session or graph is subject else subject
     )
-    collected = _names(graph.get_collection(v1.GraphKeys.TRAIN_OP))
+    described = [Described(graph.as_graph_def(), _names(graph.get_collection(v1.GraphKeys.TRAIN_OP)))]
+    _check(names, described)
     normalizers: dict[str, seen.Normalizer] = {}
-    for item in _of(Described(graph.as_graph_def(), collected), session and _values(session), options, names):
+    for item in _of(described[0], session and _values(session), options, names):
         if isinstance(item, seen.Normalizer):
             normalizers[item.name] = item
         yield item
@@ -146,10 +148,8 @@ def _moved(normalizer: seen.Normalizer) -> bool | None:
 def _trainings(graph: Graph, described: Described, names: Sequence[str]) -> list[Training]:
     if not names:
         return [] if described.serves else trainings(graph, described.train_ops)
-    for name in names:
-        if not graph.named([name]):
-            raise ArgumentError(NOT_IN_GRAPH.format(name=name))
-    return [Training.of(graph, graph.named(names))]
+    found = graph.named(names)
+    return [Training.of(graph, found)] if found else []
 
 
 def _updates(
@@ -253,6 +253,15 @@ def _names(operations: Any) -> list[str]:
         return [name for operation in operations for name in _names(operation)]
     name = operations if isinstance(operations, str) else operations.name
     return [name.partition(":")[0]]
+
+
+def _check(names: Sequence[str], described: Sequence[Described]) -> None:
+    """Raise where a train operation is in none of the graphs; of a SavedModel, only one may have it."""
+    held = {node.name for each in described for node in each.graph.node}
+    held |= {node.name for each in described for function in each.graph.library.function for node in function.node_def}
+    for name in names:
+        if name not in held:
+            raise ArgumentError(NOT_IN_GRAPH.format(name=name))
 
 
 def _values(session: Any) -> Checkpoint | None:

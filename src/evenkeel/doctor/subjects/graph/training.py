@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evenkeel.doctor.subjects.graph.kept import Kept
 from evenkeel.doctor.subjects.graph.nodes import Graph, Node, ancestors, descendants, variable
 
-_OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
+OPTIMIZERS = ("Apply", "ResourceApply", "SparseApply", "ResourceSparseApply")
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Training:
     def of(cls, graph: Graph, operations: Iterable[Node]) -> Training:
         operations = list(operations)
         run = ancestors(operations)
-        steps = [node for node in run if node.op.startswith(_OPTIMIZERS) and node.inputs]
+        steps = [node for node in run if node.op.startswith(OPTIMIZERS) and node.inputs]
         trained = {moved for node in steps if (moved := variable(node.inputs[0])) is not None}
         behind = descendants(graph, trained, controls=False)
         missing = placeholders(run) - placeholders(ancestors(steps, controls=False))
@@ -47,7 +47,7 @@ class Training:
 
 def trainings(graph: Graph, collected: Iterable[str]) -> list[Training]:
     """The last operations of those behind an optimizer's, or behind what is in the collection of train operations."""
-    steps = [node for node in graph.nodes.values() if node.op.startswith(_OPTIMIZERS)]
+    steps = [node for node in graph.nodes.values() if node.op.startswith(OPTIMIZERS)]
     behind = descendants(graph, [*steps, *graph.named(collected)])
     last = [node for node in graph.nodes.values() if node in behind and behind.isdisjoint(graph.after(node))]
     return [training for node in last if (training := Training.of(graph, [node])).trained]
