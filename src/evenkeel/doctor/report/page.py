@@ -143,7 +143,7 @@ def _phases(report: Report) -> Iterator[str]:
     measure, values = measured(report.phases)
     blamed = to_blame(report.phases)
     gaps = [("", report.phases.inference.gap), *((name, item.gap) for name, item in report.phases.swapped.items())]
-    yield "<h2>Which layer is to blame</h2>"
+    yield f"<h2>{'Layer by layer' if report.healthy else 'Which layer is to blame'}</h2>"
     curves = {measure: values} | {"gap": gaps}
     for name, curve in curves.items():
         end = getattr(report.phases.training, name)
