@@ -677,6 +677,13 @@ def last(expression: ast.AST) -> str:
     return expression.attr if isinstance(expression, ast.Attribute) else getattr(expression, "id", "")
 
 
+def names_in(expression: ast.AST) -> Iterator[str]:
+    """The last part of every name in it."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield last(node)
+
+
 def _words(node: ast.AST) -> Iterator[str]:
     match node:
         case ast.Name():

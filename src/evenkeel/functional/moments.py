@@ -178,11 +178,10 @@ def merge_across(
     backend = backends.of(mean)
     dtype = backend.dtype(mean)
     wide = dtype if dtype == "float64" else backend.WIDEST
-    shape = backend.shape(mean)
     mean, variance, count, present = (
         backend.cast(backend.convert(value, like=mean), wide) for value in (mean, variance, count, present)
     )
-    near = 0 * backend.stop_gradient(mean)
+    near: Any = 0.0
     if wide == dtype:
         total, whole = _summed(backend, all_reduce, backend.stop_gradient(mean) * count, count)
         near = ratio(backend, total, whole)
@@ -195,7 +194,7 @@ def merge_across(
     mean, variance, whole, everywhere = (
         backend.cast(value, dtype) for value in (near + left, merged, whole, everywhere)
     )
-    return backend.reshape(mean, shape), backend.reshape(variance, shape), whole, everywhere
+    return mean, variance, whole, everywhere
 
 
 def _summed(backend: Any, all_reduce: Callable[[Tensor], Tensor], *values: Tensor) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ WIDEST = "float32"  # unless the whole process is told otherwise
 
 broadcast_to = jnp.broadcast_to
 concat = jnp.concatenate
+cond = jax.lax.cond
 is_finite = jnp.isfinite
 largest = jnp.max
 maximum = jnp.maximum
@@ -49,9 +50,6 @@ def sum(x, axes):
 
 def pad_rows(x, count):
     return jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1))
-
-
-cond = jax.lax.cond
 
 
 def all_reduce(group=None):

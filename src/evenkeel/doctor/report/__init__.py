@@ -14,7 +14,7 @@ from typing import Any
 
 from evenkeel import files
 from evenkeel.doctor import rules
-from evenkeel.doctor.evidence import Evidence, Observed, Phases, Source, Unseen
+from evenkeel.doctor.evidence import Evidence, Normalizer, Observed, Pair, Phase, Phases, Source, Unseen, Updates
 from evenkeel.doctor.finding import SEVERITIES, Finding
 from evenkeel.doctor.report.groups import Group, grouped
 
@@ -156,8 +156,6 @@ def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:
 
 
 def _normalizers(item: Evidence) -> list[str]:
-    from evenkeel.doctor.evidence import Normalizer, Pair, Phase, Updates
-
     if isinstance(item, Normalizer | Phase | Updates):
         return [item.name]
     return [item.after.name] if isinstance(item, Pair) else []

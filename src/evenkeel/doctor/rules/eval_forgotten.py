@@ -116,9 +116,9 @@ def _has_eval(program: Program) -> bool:
 def _evaluation(program: Program, call: ast.Call) -> str:
     """Where a call predicts, in words; empty where it may belong to training."""
     loop = program.around(call, ast.For, ast.comprehension, ast.While)
-    if isinstance(loop, ast.For) and any("train" in name.lower() for name in _names(loop.iter)):
+    if isinstance(loop, ast.For) and any("train" in name.lower() for name in programs.names_in(loop.iter)):
         return ""
-    about_test = any(programs.is_evaluation(name) for item in call.args for name in _names(item))
+    about_test = any(programs.is_evaluation(name) for item in call.args for name in programs.names_in(item))
     for above in itertools.takewhile(lambda node: not isinstance(node, ast.ClassDef), program.above(call)):
         if isinstance(above, With) and any(_is_quiet(program, item.context_expr) for item in above.items):
             # Below no_grad in the innermost loop with backward: a teacher, a target, on purpose in training mode.
@@ -131,12 +131,6 @@ def _evaluation(program: Program, call: ast.Call) -> str:
             if programs.is_evaluation(above.name) and not above.name.startswith("test_"):
                 return f"in `{above.name}`"
     return ""
-
-
-def _names(node: ast.expr) -> Iterator[str]:
-    for item in ast.walk(node):
-        if isinstance(item, ast.Name | ast.Attribute):
-            yield programs.last(item)
 
 
 def _is_quiet(program: Program, expression: ast.expr) -> bool:

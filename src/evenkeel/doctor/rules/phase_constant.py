@@ -122,18 +122,14 @@ def _evaluates(program: Program) -> str:
         if any(keyword.arg == "validation_data" for keyword in call.keywords):
             return f"the validation of line {call.lineno}"
         if name in ("run", "eval") and isinstance(call.func, ast.Attribute):
-            for word in itertools.chain.from_iterable(map(_names, call.args + [item.value for item in call.keywords])):
+            for word in itertools.chain.from_iterable(
+                map(programs.names_in, call.args + [item.value for item in call.keywords])
+            ):
                 if programs.is_evaluation(word):
                     return f"the run with `{word}` of line {call.lineno}"
         if name == "restore" and not program.methods("minimize", "apply_gradients"):
             return f"`restore` of line {call.lineno}"
     return ""
-
-
-def _names(node: ast.expr) -> Iterator[str]:
-    for item in ast.walk(node):
-        if isinstance(item, ast.Name | ast.Attribute):
-            yield programs.last(item)
 
 
 def _never_trains(program: Program, items: list[Normalization]) -> Iterator[Finding]:
