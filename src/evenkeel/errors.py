@@ -7,6 +7,7 @@
     │   ├── RenormLimitError                limits of the renorm correction that no value can satisfy
     │   └── WeightShapeError                a mask or sample weight that does not fit the input
     ├── InputError (ValueError)             data or a file that cannot be used
+    ├── SynchronizationError (RuntimeError) processes that normalize together and lost each other
     ├── UnequalError (ValueError)           a result that does not compute what it was made from
     ├── UnknownTensorError (TypeError)      a value no array library owns, or a type that is not a number
     └── MissingLibraryError (ImportError)   a library that is not installed
@@ -37,6 +38,10 @@ class WeightShapeError(ArgumentError):
 
 class InputError(EvenkeelError, ValueError):
     """Data or a file that cannot be used."""
+
+
+class SynchronizationError(EvenkeelError, RuntimeError):
+    """Processes that normalize together and lost each other; what the framework said is the cause."""
 
 
 class UnequalError(EvenkeelError, ValueError):

@@ -41,6 +41,7 @@ def test_names_of_types(backend, primitives, name):
 
 
 UNARY = {
+    "expm1": (np.expm1, [-1e-6, 0.0, -20.0]),
     "is_finite": (np.isfinite, [1.0, np.inf, np.nan]),
     "relu": (lambda x: np.maximum(x, 0), [-1.0, 0.0, 2.0]),
     "rsqrt": (lambda x: 1 / np.sqrt(x), [4.0, 0.25, 1.0]),
@@ -105,6 +106,25 @@ def test_convert_keeps_or_sets_the_type(backend, primitives):
 def test_concat(backend, primitives):
     parts = [backend.array(np.array(values, "float32")) for values in ([1, 2], [], [3])]
     np.testing.assert_array_equal(backend.numpy(primitives.concat(parts)), [1, 2, 3])
+
+
+def test_the_kind_of_device(backend, primitives):
+    """Where each tensor knows it; a library that places whole programs says nothing."""
+    assert primitives.device(backend.array(np.zeros(2, "float32"))) == ("cpu" if backend.name == "torch" else "")
+
+
+def test_nothing_is_recomputed_outside_a_backward_pass(primitives):
+    assert not primitives.recomputing()
+
+
+def test_a_backward_pass_is_noticed(backend, primitives):
+    if backend.name != "torch":
+        pytest.skip(f"{backend.name} recomputes whole functions, which return their state")
+    seen = []
+    x = backend.torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(primitives.recomputing()))
+    x.sum().backward()
+    assert seen == [True] and not primitives.recomputing()
 
 
 def test_there_is_one_replica_here(primitives):

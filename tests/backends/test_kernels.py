@@ -50,7 +50,43 @@ def test_channels_last_has_a_kernel(differentiable, shape, dtype, training, acti
     ids=["int", "float8", "gelu"],
 )
 def test_a_kernel_that_cannot_says_why(backend, request_):
-    assert len(backends.kernels(backend.name).supports(request_)) > 10
+    assert all(len(kernels.supports(request_)) > 10 for kernels in backends.kernels(backend.name))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_kernel_that_normalizes_alone_leaves_the_rest_to_the_formula(differentiable, training, residual, activation):
+    """Whatever follows, the normalization is served; torch's kernels do what follows too."""
+    request = request_of(training=training, activation=activation)._replace(residual=residual)
+    reason = choose(differentiable.name, request).reason
+    if differentiable.name == "torch":
+        assert reason == ""
+    elif residual or activation not in (None, "relu"):
+        assert len(reason) > 10
+    assert choose(differentiable.name, request_of(training=training)).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("activation", "residual", "memory"),
+    [
+        (None, False, "recompute"),
+        ("relu", True, "recompute"),
+        ("elu", False, "inplace"),
+        ("leaky_relu", False, "inplace"),
+    ],
+)
+def test_only_torch_keeps_less(backend, activation, residual, memory):
+    request = request_of(activation=activation)._replace(residual=residual, memory=memory)
+    choice = choose(backend.name, request)
+    assert (choice.kernel is not None) == (backend.name == "torch")
+    assert (choice.reason == "") == (backend.name == "torch")
+
+
+@pytest.mark.parametrize(("activation", "residual"), [("relu", False), ("elu", True), (None, True)])
+def test_what_cannot_be_inverted_is_told(backend, activation, residual):
+    request = request_of(activation=activation)._replace(residual=residual, memory="inplace")
+    assert len(choose(backend.name, request).reason) > 10
 
 
 def test_obstacles_come_before_the_kernel(backend):

@@ -166,6 +166,166 @@ def test_gradients(differentiable, path, name, activation):
         assert close.all()
 
 
+ACTIVATED = {
+    None: lambda z: (z, np.ones_like(z)),
+    "relu": lambda z: (np.maximum(z, 0), np.where(z > 0, 1.0, 0.0)),
+    "leaky_relu": lambda z: (np.where(z > 0, z, 0.01 * z), np.where(z > 0, 1, 0.01)),
+    "elu": lambda z: (np.where(z > 0, z, np.expm1(np.minimum(z, 0))), np.where(z > 0, 1, np.exp(np.minimum(z, 0)))),
+}
+"""Of each activation: its value, and its slope."""
+
+
+def beside(x):
+    """What is added to it."""
+    return np.random.default_rng(14).normal(-1, 1, x.shape).astype(x.dtype)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATED)
+@pytest.mark.parametrize(("name", "residual"), [("dense", True), ("channels first", False), ("bfloat16", True)])
+def test_residual_and_activation(backend, path, name, residual, activation, training):
+    x, axis = hard_data.FINITE[name]
+    params, state = parameters(backend, x.shape[axis]), start(backend, x.shape[axis])
+    mean, variance = oracle.moments(x, axis)[:2] if training else map(backend.numpy, state[:2])
+    options = {"axis": axis, "activation": activation}
+    if residual:
+        options["residual"] = backend.array(beside(x))
+    y, _ = ek.batch_norm(backend.array(x), params, state, training=training, **options)
+    gamma, beta = map(backend.numpy, params)
+    z = oracle.normalize(x, mean, variance, gamma, beta, EPSILON, axis)
+    expected, _ = ACTIVATED[activation](z + beside(x).astype("float64") if residual else z)
+    assert y.dtype == backend.array(x).dtype
+    unit = tolerances.UNIT_ROUNDOFF[x.dtype.name] if name == "bfloat16" else 1e-5
+    np.testing.assert_allclose(backend.numpy(y).astype("float64"), expected, rtol=4 * unit, atol=16 * unit)
+
+
+@pytest.mark.parametrize("activation", ACTIVATED)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_residual_and_activation(differentiable, path, training, activation):
+    backend = differentiable
+    with backend.double():
+        x = hard_data.FINITE["sequence"].x.astype("float64")
+        dy, added = np.random.default_rng(15).normal(size=x.shape), beside(x)
+        params, state = parameters(backend, 3, "float64"), start(backend, 3, "float64")
+
+        def loss(x, gamma, beta, residual):
+            y, _ = ek.batch_norm(
+                x, ek.Parameters(gamma, beta), state, training=training, activation=activation, residual=residual
+            )
+            return backend.sum(y * backend.array(dy))
+
+        got = backend.gradients(loss, backend.array(x), *params, backend.array(added))
+        gamma, beta, *statistics = map(backend.numpy, (*params, *state[:2]))
+        mean, variance = oracle.moments(x)[:2] if training else statistics
+        _, slope = ACTIVATED[activation](oracle.normalize(x, mean, variance, gamma, beta) + added)
+        if training:
+            expected = oracle.gradients(x, dy * slope, gamma)
+        else:
+            x_hat, scale = oracle.normalize(x, mean, variance), gamma / np.sqrt(variance + EPSILON)
+            expected = dy * slope * scale, (dy * slope * x_hat).sum((0, 1)), (dy * slope).sum((0, 1))
+        for value, wanted in zip(got, (*expected, dy * slope), strict=True):
+            np.testing.assert_allclose(backend.numpy(value), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+def test_an_activation_far_below_zero_has_a_finite_gradient(differentiable, path, activation):
+    """exp of what lies far above zero must not be asked for: infinity times 0 is NaN."""
+    backend = differentiable
+    x = np.array([[-1.0], [1.0]] * 4, "float32")
+    gamma = backend.array(np.array([1e4], "float32"))
+
+    def loss(x):
+        y, _ = ek.batch_norm(x, ek.Parameters(gamma), start(backend, 1), training=True, activation=activation)
+        return backend.sum(y)
+
+    (dx,) = backend.gradients(loss, backend.array(x))
+    assert np.isfinite(backend.numpy(dx)).all()
+
+
+def test_residual_beside_a_mask_and_virtual_batches(backend, path):
+    x = hard_data.FINITE["sequence"].x
+    added, mask = beside(x), np.arange(9) < 5
+    for options in ({"mask": backend.array(mask[None])}, {"virtual_batch_size": 3}):
+        y, _ = ek.batch_norm(
+            backend.array(x),
+            ek.Parameters(),
+            start(backend, 3),
+            training=True,
+            residual=backend.array(added),
+            activation="relu",
+            **options,
+        )
+        alone, _ = ek.batch_norm(backend.array(x), ek.Parameters(), start(backend, 3), training=True, **options)
+        np.testing.assert_allclose(backend.numpy(y), np.maximum(backend.numpy(alone) + added, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["empty batch", "one value a channel", "all masked"])
+def test_residual_of_a_useless_batch(backend, path, name):
+    x, mask = hard_data.USELESS[name]
+    state, added = start(backend, 3), beside(x)
+    y, _ = ek.batch_norm(
+        backend.array(x),
+        ek.Parameters(),
+        state,
+        training=True,
+        mask=None if mask is None else backend.array(mask),
+        residual=backend.array(added),
+        activation="elu",
+    )
+    mean, variance = map(backend.numpy, state[:2])
+    expected, _ = ACTIVATED["elu"](oracle.normalize(x, mean, variance) + added)
+    np.testing.assert_allclose(backend.numpy(y), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 1), (7,), (1, 64, 7)])
+def test_residual_of_another_shape(backend, shape):
+    x = hard_data.FINITE["dense"].x
+    for training in (True, False):
+        with pytest.raises(ArgumentError, match=rf"residual has shape \({', '.join(map(str, shape))}.*\(64, 7\)"):
+            ek.batch_norm(
+                backend.array(x),
+                ek.Parameters(),
+                start(backend, 7),
+                training=training,
+                residual=backend.array(np.ones(shape, "float32")),
+            )
+
+
+@pytest.mark.parametrize("memory", ["recompute", "inplace"])
+def test_less_memory_is_had_or_refused(backend, memory):
+    """The same numbers, where the library's kernel can; elsewhere the reason. It says nothing about inference."""
+    x, options = backend.array(hard_data.FINITE["dense"].x), {"activation": "leaky_relu"}
+    arguments = x, parameters(backend, 7), start(backend, 7)
+    if backend.name == "torch":
+        (y, new), (expected, kept) = (
+            ek.batch_norm(*arguments, training=True, memory=m, **options) for m in (memory, None)
+        )
+        np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
+        np.testing.assert_array_equal(backend.numpy(new.moving_mean), backend.numpy(kept.moving_mean))
+    else:
+        with pytest.raises(ArgumentError, match=f"memory='{memory}' cannot be had here: .{{10}}"):
+            ek.batch_norm(*arguments, training=True, memory=memory, **options)
+    y, expected = (ek.batch_norm(*arguments, training=False, memory=m, **options)[0] for m in (memory, None))
+    np.testing.assert_array_equal(backend.numpy(y), backend.numpy(expected))
+
+
+@pytest.mark.parametrize(
+    "option", [{"mask": np.arange(64) > 2}, {"virtual_batch_size": 8}, {"renorm": Renorm(Limits())}]
+)
+def test_less_memory_is_refused_beside_what_the_kernel_lacks(backend, option):
+    option = {name: backend.array(value) if name == "mask" else value for name, value in option.items()}
+    state = start(backend, 7, **{name: np.ones(7) for name in ("moving_stddev", "renorm_mean", "renorm_stddev")})
+    with pytest.raises(ArgumentError, match="memory='recompute' cannot be had here"):
+        ek.batch_norm(
+            backend.array(hard_data.FINITE["dense"].x),
+            ek.Parameters(),
+            state,
+            training=True,
+            memory="recompute",
+            **option,
+        )
+
+
 def test_gradients_sum_to_zero_over_the_batch(differentiable, path):
     backend = differentiable
     x = hard_data.FINITE["plain"].x

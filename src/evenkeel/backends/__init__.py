@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -23,6 +24,8 @@ _OWNS: dict[str, Callable[[ModuleType, Any], bool]] = {
     "numpy": lambda _, value: isinstance(value, np.ndarray | np.generic | list | tuple | int | float),
 }
 NAMES = tuple(_OWNS)
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def of(value: Any) -> ModuleType:
@@ -66,20 +69,24 @@ def primitives(name: str) -> ModuleType:
     return numpy_primitives
 
 
-def kernels(name: str) -> ModuleType:
-    """The `kernels` module of the library called `name`."""
+def kernels(name: str, device: str = "") -> tuple[ModuleType, ...]:
+    """The modules with kernels of the library called `name`, for that kind of device; the fastest first."""
     if name == "tensorflow":
         import evenkeel.backends.tensorflow.kernels as tensorflow_kernels
 
-        return tensorflow_kernels
+        return (tensorflow_kernels,)
     if name == "jax":
         import evenkeel.backends.jax.kernels as jax_kernels
 
-        return jax_kernels
+        return (jax_kernels,)
     if name == "torch":
         import evenkeel.backends.torch.kernels as torch_kernels
 
-        return torch_kernels
+        if device == "cuda" and _HAS_TRITON:
+            import evenkeel.backends.torch.triton as triton_kernels
+
+            return triton_kernels, torch_kernels
+        return (torch_kernels,)
     import evenkeel.backends.numpy.kernels as numpy_kernels
 
-    return numpy_kernels
+    return (numpy_kernels,)

@@ -3,8 +3,9 @@
 
 `primitives.py` of each library has every name in `PRIMITIVES`; `functional/` writes the mathematics with them alone.
 `kernels.py` may serve a whole step faster: `supports(request)` is None, or the reason why it cannot; `training` and
-`inference` then do it. Where a kernel cannot trust its library's numbers it asks for those of the formula, which
-`functional/` hands over as `formula(x, gamma, beta) -> Normalized`, before any activation.
+`inference` then do it. One that can normalize, but not what follows, is asked for that alone. Where a kernel cannot
+trust its library's numbers it asks for those of the formula, which `functional/` hands over as
+`formula(x, gamma, beta) -> Normalized`, before any residual and activation.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ PRIMITIVES = (
     "concat",
     "cond",
     "convert",
+    "device",
     "dtype",
+    "expm1",
     "is_finite",
     "largest",
     "maximum",
     "minimum",
     "pad_rows",
+    "recomputing",
     "relu",
     "reshape",
     "rsqrt",
@@ -52,6 +56,9 @@ class Request(NamedTuple):
     shape: of `x`; `None` where a dimension is not known yet.
     axis: of the channels, not negative.
     activation: name of what is applied to the result, or None.
+    residual: something is added before the activation.
+    memory: what is to be kept for the backward pass, `"recompute"` or `"inplace"`; None if that is all the same.
+    device: the kind of device the input is on, such as `"cuda"`, where each tensor knows it; empty elsewhere.
     """
 
     training: bool
@@ -59,6 +66,9 @@ class Request(NamedTuple):
     shape: tuple[int | None, ...]
     axis: int
     activation: str | None
+    residual: bool = False
+    memory: str | None = None
+    device: str = ""
 
 
 class Normalized(NamedTuple):
@@ -72,6 +82,9 @@ class Normalized(NamedTuple):
     mean: Tensor
     variance: Tensor
 
+
+SLOPE = 0.01
+"""Of "leaky_relu" below zero; "elu" is `exp(y) - 1` there. Both as in torch.nn."""
 
 Formula = Callable[[Tensor, Tensor, Tensor], Normalized]
 """Of `x`, gamma and beta: the training step without activation, written with primitives."""

@@ -9,15 +9,10 @@ from typing import Any, NamedTuple, SupportsIndex
 from evenkeel import backends
 from evenkeel.backends.contract import Normalized, Request, Tensor
 from evenkeel.errors import ArgumentError
-from evenkeel.functional import modes, moments, moving, normalize, renorm, virtual
+from evenkeel.functional import activations, modes, moments, moving, normalize, renorm, virtual
 from evenkeel.functional import weights as weighting
-from evenkeel.functional.choice import choose
+from evenkeel.functional.choice import choose, enabled
 from evenkeel.functional.layout import Layout
-
-WHOLE_AND_PARTS = (
-    "virtual_batch_size={size} takes the statistics of a few rows, and synchronized=True those of the rows of all "
-    "devices; leave one of them out"
-)
 
 Axis = SupportsIndex | Iterable[SupportsIndex]
 
@@ -44,7 +39,7 @@ def batch_norm(
     """
     if modes.mode(training=training).batch:
         return training_step(x, params, state, **options)
-    shared = {name: options[name] for name in ("axis", "epsilon", "activation") if name in options}
+    shared = {name: options[name] for name in ("axis", "epsilon", "activation", "residual") if name in options}
     return inference_step(x, params, state, **shared)
 
 
@@ -56,12 +51,13 @@ def inference_step(
     axis: Axis = -1,
     epsilon: float = 1e-3,
     activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, moving.State]:
     """Normalizes with the moving statistics; the state comes back as it was.
 
     Arguments as in `training_step`.
     """
-    call = _Call.of(x, params, state, axis, epsilon, activation)
+    call = _Call.of(x, params, state, axis, epsilon, activation, residual)
     return call.cast_back(call.inference()), state
 
 
@@ -81,6 +77,8 @@ def training_step(
     virtual_batch_size: int | None = None,
     adjustment: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     activation: str | None = None,
+    residual: Tensor | None = None,
+    memory: str | None = None,
     synchronized: bool = False,
     group: Any = None,
 ) -> tuple[Tensor, moving.State]:
@@ -103,7 +101,11 @@ def training_step(
         renorm: limits and momentum of batch renormalization; the state must have its statistics.
         virtual_batch_size: groups of so many rows are normalized each by itself; the rest is a group of its own.
         adjustment: a function of the shape of `x` that gives a scale and an offset, applied before gamma and beta.
-        activation: `"relu"` or None, applied to the result.
+        activation: one of `activations.ACTIVATIONS` or None, applied to the result.
+        residual: added before the activation; the shape of `x`.
+        memory: what is kept for the backward pass, with PyTorch: `"recompute"` keeps `x` and computes the activation
+            again; `"inplace"` keeps `y` alone and computes `x` from it, which needs an activation that can be turned
+            round (`"leaky_relu"`, `"elu"`, None) and no residual. None is what the library does by itself.
         synchronized: statistics of all replicas together: of `tf.distribute` and torch.distributed; in JAX under
             `shard_map`, for under `jit` an array is the whole of its shards anyway.
         group: only of these replicas: a process group of torch, the names of mesh axes in JAX.
@@ -113,19 +115,19 @@ def training_step(
 
     References:
         Ioffe and Szegedy 2015, Batch Normalization; Ioffe 2017, Batch Renormalization; Hoffer, Hubara and Soudry
-        2017, Train longer, generalize better (virtual batches).
+        2017, Train longer, generalize better (virtual batches); Rota Bulò, Porzi and Kontschieder 2018, In-Place
+        Activated BatchNorm (memory).
     """
     if synchronized and virtual_batch_size:
-        raise ArgumentError(WHOLE_AND_PARTS.format(size=virtual_batch_size))
-    call = _Call.of(x, params, state, axis, epsilon, activation)
+        raise ArgumentError(virtual.WHOLE_AND_PARTS.format(size=virtual_batch_size))
+    call = _Call.of(x, params, state, axis, epsilon, activation, residual, memory)
     all_reduce = call.backend.all_reduce(group) if synchronized else None
     count = moments.size(call.backend, call.x, call.layout)
     if isinstance(count, int) and count < 2 and all_reduce is None:
         return call.cast_back(call.inference()), state
     weights = weighting.combined(call.backend, call.x, call.layout, call.dtype, mask, sample_weight)
-    choice = choose(
-        call.backend.NAME,
-        call.request(training=True),
+    kernel, asked = call.kernel(
+        True,
         "several channel axes" if len(call.layout.channels) > 1 else None,
         "a mask or weights" if weights is not None else None,
         "renorm" if renorm else None,
@@ -133,10 +135,13 @@ def training_step(
         "an adjustment" if adjustment else None,
         "replicas" if all_reduce else None,
     )
-    if choice.kernel is not None:
-        y, batch = call.by_kernel(choice.kernel, count)
+    if kernel is not None:
+        y, batch = asked.by_kernel(kernel, count)
+        y = y if asked is call else call.finish(y)
     else:
         y, batch = call.by_formula(weights, renorm, virtual_batch_size, adjustment, all_reduce)
+    if call.backend.recomputing():
+        return call.cast_back(y), state  # which has this batch already
     new_state = moving.updated(
         call.backend,
         call.state,
@@ -161,7 +166,7 @@ class _Batch(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """One call, its input converted and checked. `dtype` is the type that is computed in."""
+    """One call, its input converted and checked. `dtype` is the type that is computed in; the rest as in the step."""
 
     backend: Any
     x: Tensor
@@ -169,15 +174,24 @@ class _Call(NamedTuple):
     state: moving.State
     layout: Layout
     epsilon: float
-    activation: str | None
     dtype: str
+    activation: str | None
+    residual: Tensor | None
+    memory: str | None
 
     @classmethod
     def of(
-        cls, x: Tensor, params: Parameters, state: moving.State, axis: Axis, epsilon: float, activation: str | None
+        cls,
+        x: Tensor,
+        params: Parameters,
+        state: moving.State,
+        axis: Axis,
+        epsilon: float,
+        activation: str | None,
+        residual: Tensor | None = None,
+        memory: str | None = None,
     ) -> _Call:
-        if activation not in (None, "relu"):
-            raise ArgumentError(f"activation={activation!r} is unknown here; give 'relu' or None")
+        activations.check(activation)
         backend = backends.of(x)
         x = backend.convert(x)
         dtype = moments.wide(backend.dtype(x))
@@ -189,11 +203,40 @@ class _Call(NamedTuple):
             return (None if value is None else backend.convert(value, like=x) for value in values)
 
         params, state = Parameters(*ours(params)), moving.State(*ours(state))
-        return cls(backend, x, params, state, layout, epsilon, activation, dtype)
+        if residual is not None:
+            residual = backend.convert(residual, like=x)
+            if backend.shape(residual) != backend.shape(x):
+                given, wanted = backend.shape(residual), backend.shape(x)
+                raise ArgumentError(f"residual has shape {given}; give one of the input's shape, {wanted}")
+        return cls(backend, x, params, state, layout, epsilon, dtype, activation, residual, memory)
 
-    def request(self, *, training: bool) -> Request:
-        shape = self.backend.shape(self.x)
-        return Request(training, self.backend.dtype(self.x), shape, self.layout.channels[0], self.activation)
+    def kernel(self, training: bool, *obstacles: str | None) -> tuple[Any, _Call]:
+        """The kernel that serves, or None, and what it is asked for: this call, or the normalization of it alone."""
+        choice = choose(self.backend.NAME, self.request(training), *obstacles)
+        if choice.kernel is not None:
+            return choice.kernel, self
+        if self.memory and enabled():
+            raise ArgumentError(f"memory={self.memory!r} cannot be had here: {choice.reason}; leave it out")
+        plain = self._replace(activation=None, residual=None)
+        return choose(self.backend.NAME, plain.request(training), *obstacles).kernel, plain
+
+    def request(self, training: bool) -> Request:
+        return Request(
+            training,
+            self.backend.dtype(self.x),
+            self.backend.shape(self.x),
+            self.layout.channels[0],
+            self.activation,
+            self.residual is not None,
+            self.memory,
+            self.backend.device(self.x),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """For a kernel; what is not wanted is not mentioned."""
+        found = {"axis": self.layout.channels[0], "epsilon": self.epsilon, "activation": self.activation}
+        more = {"residual": self.residual, "memory": self.memory}
+        return found | {name: value for name, value in more.items() if value is not None}
 
     def cast_back(self, y: Tensor) -> Tensor:
         dtype = self.backend.dtype(self.x)
@@ -216,42 +259,31 @@ class _Call(NamedTuple):
         )
         return gamma, beta
 
-    def activate(self, y: Tensor) -> Tensor:
-        return y if self.activation is None else self.backend.relu(y)
+    def finish(self, y: Tensor) -> Tensor:
+        """The residual, and then the activation."""
+        if self.residual is not None:
+            y = y + self.backend.cast(self.residual, self.backend.dtype(y))
+        return activations.apply(self.backend, self.activation, y)
 
     def inference(self) -> Tensor:
-        choice = choose(
-            self.backend.NAME,
-            self.request(training=False),
-            "several channel axes" if len(self.layout.channels) > 1 else None,
-        )
-        if choice.kernel is not None:
-            return choice.kernel.inference(
-                self.x,
-                *self.affine(),
-                *(self.backend.cast(value, self.dtype) for value in self.state[:2]),
-                axis=self.layout.channels[0],
-                epsilon=self.epsilon,
-                activation=self.activation,
+        call = self._replace(memory=None)  # which is of training
+        kernel, asked = call.kernel(False, "several channel axes" if len(call.layout.channels) > 1 else None)
+        if kernel is not None:
+            y = kernel.inference(
+                call.x,
+                *call.affine(),
+                *(call.backend.cast(value, call.dtype) for value in call.state[:2]),
+                **asked.options(),
             )
-        x = self.backend.cast(self.x, self.dtype)
-        mean, variance, gamma, beta = (self.spread(value, self.layout) for value in (*self.state[:2], *self.params))
-        return self.activate(normalize.apply(self.backend, x, mean, variance, gamma, beta, self.epsilon))
+            return y if asked is call else call.finish(y)
+        x = call.backend.cast(call.x, call.dtype)
+        mean, variance, gamma, beta = (call.spread(value, call.layout) for value in (*call.state[:2], *call.params))
+        return call.finish(normalize.apply(call.backend, x, mean, variance, gamma, beta, call.epsilon))
 
     def by_kernel(self, kernel: Any, count: Tensor | int) -> tuple[Tensor, _Batch]:
         def serve() -> tuple[Tensor, Tensor, Tensor]:
-            axis = self.layout.channels[0]
             # A plain tuple, as `decline` gives: tf.cond tells the two kinds apart.
-            return tuple(
-                kernel.training(
-                    self.x,
-                    *self.affine(),
-                    axis=axis,
-                    epsilon=self.epsilon,
-                    activation=self.activation,
-                    formula=self.formula,
-                )
-            )
+            return tuple(kernel.training(self.x, *self.affine(), formula=self.formula, **self.options()))
 
         def decline() -> tuple[Tensor, Tensor, Tensor]:
             mean, variance = (self.backend.cast(value, self.dtype) for value in self.state[:2])
@@ -311,7 +343,7 @@ class _Call(NamedTuple):
             for factor, term in ((scale, offset), (gamma, beta)):
                 y = y if factor is None else y * self.wide(factor)
                 y = y if term is None else y + self.wide(term)
-        return self.activate(y), batch
+        return self.finish(y), batch
 
     def summary(
         self, layout: Layout, mean: Tensor, variance: Tensor, count: Tensor | int, present: Tensor | int

@@ -24,6 +24,11 @@ class Choice(NamedTuple):
     reason: str
 
 
+def enabled() -> bool:
+    """Whether kernels may be chosen: not within `without_kernels`."""
+    return _enabled
+
+
 @contextmanager
 def without_kernels() -> Iterator[None]:
     """Calls inside are computed by the plain formula, whose derivatives of every order and mode the library knows.
@@ -48,11 +53,13 @@ def choose(name: str, request: Request, *obstacles: str | None) -> Choice:
 
     `obstacles` are what the caller knows to be in the way, None where there is nothing.
     """
-    if not _enabled:
+    if not enabled():
         return Choice(None, "kernels are switched off")
     if reason := next(filter(None, obstacles), None):
         return Choice(None, reason)
-    kernels = backends.kernels(name)
-    if reason := kernels.supports(request):
-        return Choice(None, reason)
-    return Choice(kernels, "")
+    reasons = []
+    for kernels in backends.kernels(name, request.device):
+        if (reason := kernels.supports(request)) is None:
+            return Choice(kernels, "")
+        reasons.append(reason)
+    return Choice(None, "; ".join(reasons))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from evenkeel.errors import ArgumentError
 
 
 class Mode(NamedTuple):
@@ -30,6 +32,19 @@ _TABLE = {
     (False, False, False): INFERENCE,
     (False, False, True): INFERENCE,
 }
+
+
+def frozen(value: Any) -> bool | str:
+    """`value` where it says what of a layer is frozen: nothing, the statistics, or all.
+
+    Example:
+        >>> frozen("everything")
+        Traceback (most recent call last):
+        evenkeel.errors.ArgumentError: frozen='everything' is unknown; give False, True or 'all'
+    """
+    if value not in (False, True, "all"):
+        raise ArgumentError(f"frozen={value!r} is unknown; give False, True or 'all'")
+    return value
 
 
 def mode(*, training: bool, trainable: bool = True, frozen: bool = False) -> Mode:

@@ -5,9 +5,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from evenkeel import arguments
 from evenkeel.backends.contract import Tensor
 from evenkeel.errors import ArgumentError
 from evenkeel.functional.layout import Layout
+
+WHOLE_AND_PARTS = (
+    "virtual_batch_size={size} takes the statistics of a few rows, and synchronized=True those of the rows of all "
+    "devices; leave one of them out"
+)
+
+
+def check(rows: Any, axis: Any = (), *, synchronized: bool = False) -> int:
+    """`rows` as an integer, if a layer with the channels at `axis` may have groups of so many.
+
+    Raises:
+        ArgumentError: not a positive integer; the statistics of all devices are wanted; the channels are in the rows.
+    """
+    rows = arguments.positive_integer("virtual_batch_size", rows)
+    if synchronized:
+        raise ArgumentError(WHOLE_AND_PARTS.format(size=rows))
+    if 0 in (axis if isinstance(axis, list | tuple) else (axis,)):
+        raise ArgumentError(f"axis={axis} has axis 0, which virtual_batch_size splits; give other axes")
+    return rows
 
 
 def split(

@@ -30,6 +30,8 @@ def supports(request: Request) -> str | None:
     """None when `training` or `inference` can serve the request, otherwise the reason why not."""
     if request.dtype not in _DTYPES:
         return f"the JAX kernels are for {', '.join(_DTYPES)}, not {request.dtype}"
+    if request.residual or request.memory:
+        return "they add no residual, and keep what they keep"
     if request.activation not in _ACTIVATIONS:
         return f"the JAX kernels can apply relu or nothing, not {request.activation}"
     if len(request.shape) < 2:

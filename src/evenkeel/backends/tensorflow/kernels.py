@@ -37,6 +37,8 @@ def supports(request: Request) -> str | None:
         return f"on the CPU the fused operation wants the channels last, not at axis {request.axis}"
     if not request.shape[request.axis]:
         return f"the number of channels must be known and positive, not {request.shape[request.axis]}"
+    if request.residual or request.memory:
+        return "they add no residual, and keep what they keep"
     if request.activation not in (None, "relu"):
         return f"there is no gradient written out for activation {request.activation!r}"
     if tf.config.get_visible_devices("GPU"):

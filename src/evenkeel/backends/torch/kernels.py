@@ -8,14 +8,23 @@ elsewhere it is given short columns, which are put together in float64, and a st
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evenkeel.backends.contract import Formula, Normalized, Request
+from evenkeel.backends.contract import SLOPE, Formula, Normalized, Request
 
+# In place: the backward pass then keeps `x` and the result, not what the activation was given.
+_ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu_,
+    "leaky_relu": lambda y: torch.nn.functional.leaky_relu_(y, SLOPE),
+    "elu": lambda y: torch.nn.functional.elu(y, inplace=True),
+}
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 # So many values are summed one by one. Twice as many save about 3 % of a step, at twice the error.
@@ -30,15 +39,26 @@ def supports(request: Request) -> str | None:
         return f"the fused operation wants at least two dimensions, got {len(request.shape)}"
     if request.shape[request.axis] == 0:
         return "the fused operation wants at least one channel, got 0"
-    if request.activation not in (None, "relu"):
-        return f"the fused operation applies relu or nothing, got activation={request.activation!r}"
+    if request.activation not in _ACTIVATIONS:
+        return f"what follows the fused operation is known for {tuple(_ACTIVATIONS)}, not for {request.activation!r}"
+    if request.memory == "inplace" and (request.residual or request.activation == "relu"):
+        return "x cannot be found from y behind a residual or relu"
     return None
 
 
 def training(
-    x: Tensor, gamma: Tensor, beta: Tensor, *, axis: int, epsilon: float, activation: str | None, formula: Formula
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    axis: int,
+    epsilon: float,
+    activation: str | None,
+    formula: Formula,
+    residual: Tensor | None = None,
+    memory: str | None = None,
 ) -> Normalized:
-    """Normalize with the statistics of the batch; gradients flow to `x`, `gamma` and `beta`.
+    """Normalize with the statistics of the batch; gradients flow to `x`, `gamma`, `beta` and `residual`.
 
     Args:
         x: shape `(..., channels, ...)`; two or more values per channel.
@@ -46,21 +66,28 @@ def training(
         beta: like `gamma`.
         axis: of the channels, not negative.
         epsilon: added to the variance; 0 is allowed.
-        activation: `"relu"` or None.
+        activation: a name in `_ACTIVATIONS`.
         formula: the same step without activation, for a compiler: it writes one kernel from this, and has none for
             the operations here.
+        residual: added before the activation; shape and type of `x`.
+        memory: what to keep for the backward pass; see `_Lean`. A compiler decides that by itself.
 
     Returns:
         `Normalized`. Neither statistic carries a gradient.
     """
     if torch.compiler.is_compiling() or x.is_meta:
         y, mean, variance = formula(x, gamma, beta)
-        return Normalized(_finish(y, activation), mean.detach(), variance.detach())
+        return Normalized(_finish(y, residual, activation), mean.detach(), variance.detach())
     folded, shape, place = _fold(x, axis)
     # The operations take strides of 0, as of a broadcast number, for strides of 1.
     gamma, beta = gamma.contiguous(), beta.contiguous()
-    y, mean, variance = _Step.apply(folded, gamma, beta, epsilon)
-    return Normalized(_finish(y, activation).view(shape).movedim(place, axis), mean, variance)
+    residual = _beside(residual, folded, axis, place)
+    if memory is None:
+        y, mean, variance = _Step.apply(folded, gamma, beta, epsilon)
+        y = _finish(y, residual, activation)
+    else:
+        y, mean, variance = _Lean.apply(folded, gamma, beta, residual, epsilon, activation, memory)
+    return Normalized(y.view(shape).movedim(place, axis), mean, variance)
 
 
 def inference(
@@ -73,11 +100,12 @@ def inference(
     axis: int,
     epsilon: float,
     activation: str | None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Normalize with given statistics; gradients flow to `x`, `gamma` and `beta`.
+    """Normalize with given statistics; gradients flow to `x`, `gamma`, `beta` and `residual`.
 
     Args:
-        x, gamma, beta, axis, epsilon, activation: as for `training`; `x` may be empty.
+        x, gamma, beta, axis, epsilon, activation, residual: as for `training`; `x` may be empty.
         mean: shape `(channels,)`, type of `gamma`; a constant to gradients.
         variance: like `mean`.
 
@@ -87,7 +115,8 @@ def inference(
     folded, shape, place = _fold(x, axis)
     gamma, beta, mean, variance = (value.contiguous() for value in (gamma, beta, mean, variance))
     y = _normalize(folded, gamma, beta, mean, variance, epsilon)
-    return _finish(y, activation).view(shape).movedim(place, axis)
+    y = _finish(y, _beside(residual, folded, axis, place), activation)
+    return y.view(shape).movedim(place, axis)
 
 
 def _fold(x: Tensor, axis: int) -> tuple[Tensor, tuple[int, ...], int]:
@@ -107,9 +136,13 @@ def _fold(x: Tensor, axis: int) -> tuple[Tensor, tuple[int, ...], int]:
     return x.view(math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])), shape, place
 
 
-def _finish(y: Tensor, activation: str | None) -> Tensor:
-    # In place: the backward pass then keeps `x` and the result, not what relu was given.
-    return torch.relu_(y) if activation == "relu" else y
+def _beside(residual: Tensor | None, folded: Tensor, axis: int, place: int) -> Tensor | None:
+    """`residual` folded as its `x` was."""
+    return None if residual is None else residual.movedim(axis, place).reshape(folded.shape).to(folded.dtype)
+
+
+def _finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    return _ACTIVATIONS[activation](y if residual is None else y.add_(residual))
 
 
 def _normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
@@ -173,13 +206,14 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *_pulled_back(ctx, dy, ctx.needs_input_grad[:3]), None
+        x, gamma, mean, variance = ctx.saved_tensors
+        return *_pulled_back(dy, x, gamma, mean, variance, ctx.epsilon, ctx.needs_input_grad[:3]), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dgamma: Tensor, dbeta: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        x, _, mean, variance = ctx.saved_tensors
+        x, gamma, mean, variance = ctx.saved_tensors
         # The derivative of y with respect to x is a symmetric matrix, so its transpose serves as well.
-        through_x, _, _ = _pulled_back(ctx, dx, (True, False, False))
+        through_x, _, _ = _pulled_back(dx, x, gamma, mean, variance, ctx.epsilon, (True, False, False))
         return through_x + _normalize(x, dgamma, dbeta, mean, variance, ctx.epsilon), None, None
 
     @staticmethod
@@ -196,9 +230,83 @@ class _Step(torch.autograd.Function):
         return (y.view(before, *each, after), mean.view(each), variance.view(each)), (1, 0, 0)
 
 
-def _pulled_back(ctx: Any, dy: Tensor, wanted: tuple[bool, ...]) -> Any:
-    x, gamma, mean, variance = ctx.saved_tensors
-    scale = (variance + ctx.epsilon).rsqrt()
+def _pulled_back(
+    dy: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, variance: Tensor, epsilon: float, wanted: tuple[bool, ...]
+) -> Any:
+    scale = (variance + epsilon).rsqrt()
     return torch.ops.aten.native_batch_norm_backward(
-        dy.contiguous(), x, gamma, None, None, mean, scale, True, ctx.epsilon, list(wanted)
+        dy.contiguous(), x, gamma, None, None, mean, scale, True, epsilon, list(wanted)
     )
+
+
+class _Lean(torch.autograd.Function):
+    """A whole step that keeps one tensor of the size of `x` for its backward pass.
+
+    "recompute": `x`, from which the activation is computed again; with a residual `y` too, which tells what the
+    activation did, and which the next layer mostly keeps anyway. "inplace": `y` alone, from which the activation and
+    gamma are taken away again, to the precision of the type of `y`; a channel whose gamma is 0 gives its gamma none.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        residual: Tensor | None,
+        epsilon: float,
+        activation: str | None,
+        memory: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, variance = _moments(x)
+        y = _finish(_normalize(x, gamma, beta, mean, variance, epsilon), residual, activation)
+        return y, mean, variance
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gamma, beta, residual, ctx.epsilon, ctx.activation, memory = inputs
+        y, mean, variance = output
+        ctx.mark_non_differentiable(mean, variance)
+        inplace = memory == "inplace"
+        kept_y = y if inplace or (residual is not None and ctx.activation) else None
+        ctx.save_for_backward(None if inplace else x, kept_y, gamma, beta, mean, variance)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, gamma, beta, mean, variance = ctx.saved_tensors
+        if y is None and ctx.activation:
+            y = _finish(_normalize(x, gamma, beta, mean, variance, ctx.epsilon), None, ctx.activation)
+        if x is None:
+            x = _found_again(y, gamma, beta, mean, variance, ctx.epsilon, ctx.activation)
+        dz = dy * _slope(y, ctx.activation) if ctx.activation else dy
+        gradients = _pulled_back(dz, x, gamma, mean, variance, ctx.epsilon, ctx.needs_input_grad[:3])
+        return *gradients, dz if ctx.needs_input_grad[3] else None, None, None, None
+
+
+def _slope(y: Tensor, activation: str | None) -> Tensor:
+    """The derivative of the activation, from its result."""
+    if activation == "elu":
+        return torch.where(y > 0, 1, y + 1).to(y.dtype)
+    # Of two plain numbers torch would make float32, and a slope of 0.01 that float64 does not know.
+    return torch.where(y > 0, y.new_ones(()), SLOPE if activation == "leaky_relu" else 0.0)
+
+
+def _found_again(
+    y: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float, activation: str | None
+) -> Tensor:
+    """`x`, of which the step made `y`."""
+    z = y.to(mean.dtype)
+    if activation == "leaky_relu":
+        z = torch.where(z > 0, z, z / SLOPE)
+    elif activation == "elu":
+        # Below about -17 the result is -1, of which nothing can be found.
+        z = torch.where(z > 0, z, torch.log1p(z.clamp(min=-1 + torch.finfo(z.dtype).eps)))
+    column = (1, -1, 1)
+    divisor = torch.where(gamma == 0, 1, gamma).view(column)
+    x = (z - beta.view(column)) / divisor * (variance + epsilon).sqrt().view(column) + mean.view(column)
+    return x.to(y.dtype)
+
+
+for _function in (_Step, _Lean):
+    # PyTorch asks for the signature in every call, and to find it takes a fifth of the time of a small step.
+    setattr(_function.forward, "__signature__", inspect.signature(_function.forward))  # noqa: B010

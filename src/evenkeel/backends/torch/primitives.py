@@ -4,12 +4,25 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.module_tracker import ModuleTracker
+
+from evenkeel.errors import SynchronizationError
+
+LOST = (
+    "synchronized batch normalization of process {rank} of {world} had {size} numbers to add to those of the others, "
+    "which did not come: {error}\n"
+    "Another process has ended (its own output says why), or made fewer steps, left out a layer, or has other channels "
+    "or another type. Make as many steps in every process, with the same layers; a share without rows counts as one. "
+    "torch's Join does not cover this. TORCH_DISTRIBUTED_DEBUG=DETAIL shows which processes differ; "
+    "init_process_group(timeout=...) says how long to wait"
+)
 
 NAME = "torch"
 WIDEST = "float64"
 
 broadcast_to = torch.broadcast_to
 concat = torch.cat
+expm1 = torch.expm1
 is_finite = torch.isfinite
 largest = torch.max
 relu = torch.relu
@@ -30,6 +43,10 @@ def cast(x, dtype):
 
 def dtype(x):
     return str(x.dtype).removeprefix("torch.")
+
+
+def device(x):
+    return x.device.type
 
 
 def shape(x):
@@ -65,6 +82,14 @@ def cond(condition, when_true, when_false):
     return when_true() if condition else when_false()
 
 
+_tracker = ModuleTracker()
+
+
+def recomputing():
+    """Whether torch.utils.checkpoint runs a forward pass again: what runs within a backward pass has run before."""
+    return not torch.compiler.is_compiling() and _tracker.is_bw
+
+
 def all_reduce(group=None):
     """The sum over the processes of `group`, of all that there are by default; None where there is one."""
     distributed = torch.distributed
@@ -88,5 +113,12 @@ class _AllReduce(torch.autograd.Function):
 
 def _summed(x, group):
     x = x.contiguous().clone()
-    torch.distributed.all_reduce(x, group=group)
+    if torch.compiler.is_compiling():  # nobody would be there to catch what the compiled code raises
+        torch.distributed.all_reduce(x, group=group)
+        return x
+    try:
+        torch.distributed.all_reduce(x, group=group)
+    except RuntimeError as error:
+        rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        raise SynchronizationError(LOST.format(rank=rank, world=world, size=x.numel(), error=error)) from error
     return x
