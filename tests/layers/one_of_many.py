@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes that normalize one batch together: `python one_of_many.py BACKEND RANK WORLD PORT FOLDER`.
+"""One of several processes that normalize one batch together.
 
-Writes what it has of every case to `FOLDER/RANK.npz`: `CASE/y`, `CASE/dx`, `CASE/gamma` (its gradient), and the state.
+`python one_of_many.py BACKEND RANK WORLD PORT FOLDER [FAULT]` writes what it has of every case to
+`FOLDER/RANK.npz`: `CASE/y`, `CASE/dx`, `CASE/gamma` (its gradient), and the state.
+With a fault the last process does something wrong in its third step.
 """
 
+import datetime
+import functools
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +47,37 @@ CASES = {
     "first masked": ({}, EQUAL),
     "weights": ({}, UNEVEN),
     "nan": ({}, EQUAL),
+    "pictures": ({"axis": 3}, UNEVEN),
 }
 OF_JAX = [name for name, (_, shares) in CASES.items() if shares is EQUAL]
 """Arrays of JAX have shards of one size."""
+WAYS = {
+    "jax": [f"jit: {name}" for name in OF_JAX],
+    "tensorflow": [],
+    "torch": [f"{way}: uneven" for way in ("compiled", "checkpoint", "reentrant checkpoint")],
+}
+"""Cases that are called in another way, and must give the same."""
+PATIENCE = 6
+"""Seconds that a process waits for the others, where one of them is at fault."""
+UNLIKE = {"channels": ({}, 2), "type": ({"dtype": "float64"}, 1)}
+"""Faults of the input: what else the layer is made with, and how many times as many channels there are."""
+meanwhile = []
+"""What the process at fault does between making a layer and calling it."""
+
+
+def names(backend):
+    return (OF_JAX if backend == "jax" else list(CASES)) + WAYS[backend]
+
+
+def plain(name):
+    return name.split(": ")[-1]
+
+
+def shaped(name, x, rank=0):
+    """As pictures of one column, and of one row in every second process, in the case that is about them."""
+    if name != "pictures":
+        return x
+    return x[None, None] if rank % 2 else x[None, :, None]
 
 
 def given(name):
@@ -59,7 +93,9 @@ def layer(options, **more):
     import evenkeel as ek
 
     made = ek.BatchNormalization(momentum=0.5, **options, **more)
-    made.build((None, CHANNELS))
+    made.build((*[None] * options.get("axis", 1), CHANNELS))
+    for act in meanwhile:
+        act()
     return made
 
 
@@ -84,33 +120,71 @@ def merged(x):
     return state(made) | {"shift": np.array(report.merged[0].shift)}
 
 
-def torch_case(options, x, dy, call):
+def torch_case(options, x, dy, call, way=lambda made: made):
     import torch
 
     made = layer(options, synchronized=True)
     inputs = torch.tensor(x, requires_grad=True)
-    y = made(inputs, training=True, **{name: torch.tensor(value) for name, value in call.items()})
+    y = way(made)(inputs, training=True, **{name: torch.tensor(value) for name, value in call.items()})
     y.backward(torch.tensor(dy))
     torch.distributed.all_reduce(gamma := made.gamma.value.grad)
     return {"y": y.detach().numpy(), "dx": inputs.grad.numpy(), "gamma": gamma.numpy()} | state(made)
 
 
-def torch_main(rank, world, port):
+def torch_trained(x, dy, world=None):
+    """Weights and state after three steps; over several processes with DistributedDataParallel."""
+    import keras
     import torch
 
+    import evenkeel as ek
+
+    keras.utils.set_random_seed(0)
+    inputs, wanted = torch.tensor(x - np.float32([300, 2, -5])), torch.tensor(dy)
+    normalizer = ek.BatchNormalization(momentum=0.5, synchronized=bool(world))
+    # Through the first layer, gradients pass the normalizer.
+    dense = [keras.layers.Dense(CHANNELS) for _ in range(2)]
+    model = keras.Sequential([keras.Input([CHANNELS]), dense[0], normalizer, dense[1]])
+    trained = torch.nn.parallel.DistributedDataParallel(model) if world else model
+    optimizer = torch.optim.SGD([variable.value for variable in model.trainable_variables], 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        # DistributedDataParallel takes the mean of the gradients over the processes.
+        loss = ((trained(inputs, training=True) - wanted) ** 2).sum() * (world or 1)
+        loss.backward()
+        optimizer.step()
+    return {str(place): value.detach().numpy() for place, value in enumerate(v.value for v in model.variables)}
+
+
+def torch_main(rank, world, port, seconds):
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=seconds)
+    )
     yield from ((name, torch_case) for name in CASES)
+    ways = (
+        lambda made: torch.compile(made, fullgraph=True, backend="aot_eager"),
+        lambda made: functools.partial(checkpoint, made, use_reentrant=False),
+        # The old kind hands no keywords on.
+        lambda made: lambda x, training: checkpoint(lambda x: made(x, training=training), x, use_reentrant=True),
+    )
+    for name, way in zip(WAYS["torch"], ways, strict=True):
+        if world == 2 or not name.startswith("compiled"):
+            yield name, functools.partial(torch_case, way=way)
+    yield "trained", lambda options, x, dy, call: torch_trained(x, dy, world)
     yield "merged", lambda options, x, *_: merged(x)
     torch.distributed.destroy_process_group()
 
 
-def tensorflow_main(rank, world, port):
+def tensorflow_main(rank, world, port, seconds):
     workers = [f"127.0.0.1:{port + place}" for place in range(world)]
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
     import tensorflow as tf
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=seconds)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
     def case(options, x, dy, call):
         with strategy.scope():
@@ -135,10 +209,11 @@ def tensorflow_main(rank, world, port):
         yield "merged", lambda options, x, *_: merged(x)
 
 
-def jax_main(rank, world, port):
+def jax_main(rank, world, port, seconds):
     import jax
 
-    jax.distributed.initialize(f"127.0.0.1:{port}", world, rank)
+    bounds = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+    jax.distributed.initialize(f"127.0.0.1:{port}", world, rank, **bounds)
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     mesh = jax.make_mesh((world,), ("data",), axis_types=(AxisType.Auto,))
@@ -178,21 +253,40 @@ def jax_main(rank, world, port):
 
     yield from ((name, case) for name in OF_JAX)
     # Under jit alone an array is the whole of its shards, and the partitioner says what is sent.
-    yield from ((f"jit {name}", lambda *given: case(*given, mapped=False)) for name in OF_JAX)
+    yield from ((name, lambda *given: case(*given, mapped=False)) for name in WAYS["jax"])
     yield "merged", lambda options, x, *_: merged(x)
 
 
-def main(backend, rank, world, port, folder):
+def fail(fault):
+    time.sleep(1)  # by now the others wait for this one
+    if fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "behind":
+        time.sleep(3 * PATIENCE)
+    sys.exit()
+
+
+def main(backend, rank, world, port, folder, fault=None):
     found = {}
-    for name, case in {"torch": torch_main, "tensorflow": tensorflow_main, "jax": jax_main}[backend](rank, world, port):
-        options, shares = CASES.get(name.removeprefix("jit "), ({}, UNEVEN))
+    cases = {"torch": torch_main, "tensorflow": tensorflow_main, "jax": jax_main}[backend]
+    for step, (name, case) in enumerate(cases(rank, world, port, PATIENCE if fault else 120)):
+        options, shares = CASES.get(plain(name), ({}, UNEVEN))
         ends = np.cumsum([0, *shares[world]])
         mine = slice(ends[rank], ends[rank + 1])
-        x, call = given(name.removeprefix("jit "))
-        result = case(options, x[mine], upstream()[mine], {key: value[mine] for key, value in call.items()})
+        x, call = given(plain(name))
+        x, dy = x[mine], upstream()[mine]
+        if fault and step == 2 and rank == world - 1:
+            if fault not in UNLIKE:
+                meanwhile.append(functools.partial(fail, fault))
+            more, times = UNLIKE.get(fault, ({}, 1))
+            options = options | more
+            globals()["CHANNELS"] *= times
+            x, dy = np.tile(x, times), np.tile(dy, times)
+        x, dy = (shaped(plain(name), value, rank) for value in (x, dy))
+        result = case(options, x, dy, {key: value[mine] for key, value in call.items()})
         found |= {f"{name}/{key}": value for key, value in result.items()}
     np.savez(Path(folder) / f"{rank}.npz", **found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:])

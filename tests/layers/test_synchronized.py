@@ -2,7 +2,6 @@
 """`synchronized=True` in two and in four real processes: what one process finds for the whole batch."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from layers import one_of_many
 
 import tolerances
 from conftest import NAME
+from ports import free_ports
 
 if NAME == "numpy":
     pytest.skip("NumPy has no processes", allow_module_level=True)
@@ -23,47 +23,37 @@ import keras
 import evenkeel as ek
 
 ROOT = Path(__file__).parents[2]
-NAMES = (
-    one_of_many.OF_JAX + [f"jit {name}" for name in one_of_many.OF_JAX] if NAME == "jax" else list(one_of_many.CASES)
-)
+NAMES = one_of_many.names(NAME)
 
 
-def free_ports(count):
-    """The first of so many ports in a row that nobody listens on; another process of tests looks elsewhere."""
-    for first in range(20000 + 10 * os.getpid() % 10000, 32000, 10):
-        with socket.socket() as one, socket.socket() as last:
-            try:
-                one.bind(("127.0.0.1", first))
-                last.bind(("127.0.0.1", first + count - 1))
-            except OSError:
-                continue
-            return first
-    raise OSError("no free ports")
+def processes(world, folder, *fault):
+    """Exit code, stdout and stderr of each process, by rank."""
+    port = free_ports(world)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, one_of_many.__file__, NAME, str(rank), str(world), str(port), str(folder), *fault],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [process.communicate(timeout=90 if fault else 180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def world(request, tmp_path_factory):
     """What each process has of each case, in a list by rank."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    port = free_ports(request.param)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, one_of_many.__file__, NAME]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(request.param), str(port), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(request.param)
-    ]
-    try:
-        ended = [process.communicate(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * request.param, "\n".join(error for _, error in ended)
+    ended = processes(request.param, folder)
+    assert [code for code, _, _ in ended] == [0] * request.param, "\n".join(error for _, _, error in ended)
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(request.param)]
 
 
@@ -71,7 +61,7 @@ def alone(name):
     """Output, gradients and state of one process that has the whole batch."""
     x, call = one_of_many.given(name)
     layer = one_of_many.layer(one_of_many.CASES[name][0])
-    dy = one_of_many.upstream()
+    x, dy = (one_of_many.shaped(name, value) for value in (x, one_of_many.upstream()))
     if NAME == "torch":
         import torch
 
@@ -105,17 +95,26 @@ def alone(name):
     return found | one_of_many.state(layer)
 
 
+def skip_more_compilations(name, world):
+    if name.startswith("compiled") and len(world) > 2:
+        pytest.skip("two processes compile, which takes long enough")
+
+
+def flat(values):
+    return values.reshape(-1, one_of_many.CHANNELS)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_processes_find_what_one_finds(world, name):
-    plain = name.removeprefix("jit ")
-    wanted = alone(plain)
+    skip_more_compilations(name, world)
+    wanted = alone(one_of_many.plain(name))
     x = one_of_many.rows().astype("float64")
     condition = max(tolerances.condition(*pair) for pair in zip(x.mean(0), x.var(0), strict=True))
     # Both have rounded.
     close = 2 * tolerances.output("float32", 12, condition)
-    joined = {key: np.concatenate([part[f"{name}/{key}"] for part in world]) for key in ("y", "dx")}
-    np.testing.assert_allclose(joined["y"], wanted["y"], rtol=0, atol=close)
-    np.testing.assert_allclose(joined["dx"], wanted["dx"], rtol=0, atol=4 * close / np.sqrt(x.var(0)).min())
+    joined = {key: np.concatenate([flat(part[f"{name}/{key}"]) for part in world]) for key in ("y", "dx")}
+    np.testing.assert_allclose(joined["y"], flat(wanted["y"]), rtol=0, atol=close)
+    np.testing.assert_allclose(joined["dx"], flat(wanted["dx"]), rtol=0, atol=4 * close / np.sqrt(x.var(0)).min())
     np.testing.assert_allclose(world[0][f"{name}/gamma"], wanted["gamma"], rtol=0, atol=12 * 4 * close)
     for key in (key for key in wanted if key.startswith("state/")):
         np.testing.assert_allclose(
@@ -128,6 +127,7 @@ def test_processes_find_what_one_finds(world, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_processes_keep_the_same_state(world, name):
+    skip_more_compilations(name, world)
     keys = [key for key in world[0] if key.startswith(f"{name}/state/")]
     assert len(keys) >= 2
     assert all(part[key].tobytes() == world[0][key].tobytes() for part in world for key in keys)
@@ -144,6 +144,15 @@ def test_merged_statistics_are_those_of_all_data(world):
         np.testing.assert_allclose(part["merged/state/moving_mean"], x.mean(0), rtol=1e-6)
         np.testing.assert_allclose(part["merged/state/moving_variance"], x.var(0), rtol=1e-4)
     assert world[0]["merged/shift"].shape == (len(world),) and world[0]["merged/shift"].max() > 0.1
+
+
+@pytest.mark.skipif(NAME != "torch", reason="DistributedDataParallel is PyTorch's")
+def test_under_distributed_data_parallel_processes_learn_what_one_learns(world):
+    wanted = one_of_many.torch_trained(one_of_many.rows(), one_of_many.upstream())
+    for part in world:
+        for key, value in wanted.items():
+            # The sums of three steps are taken in another order.
+            np.testing.assert_allclose(part[f"trained/{key}"], value, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 def test_statistics_of_the_whole_batch_and_of_a_few_rows_contradict():

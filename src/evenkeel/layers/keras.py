@@ -10,8 +10,8 @@ import keras
 
 from evenkeel import arguments
 from evenkeel.errors import ArgumentError
-from evenkeel.functional import modes, moving
-from evenkeel.functional.batch_norm import WHOLE_AND_PARTS, Parameters, inference_step, training_step
+from evenkeel.functional import modes, moving, virtual
+from evenkeel.functional.batch_norm import Parameters, inference_step, training_step
 from evenkeel.functional.layout import Layout
 from evenkeel.functional.renorm import Limits, Renorm
 
@@ -137,10 +137,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.renorm_clipping = renorm_clipping or {} if renorm else renorm_clipping  # as Keras has it
         self._limits = Limits.of(renorm_clipping)
         if virtual_batch_size is not None:
-            virtual_batch_size = arguments.positive_integer("virtual_batch_size", virtual_batch_size)
-            _check_rows_are_free(axis, axes)
-            if synchronized:
-                raise ArgumentError(WHOLE_AND_PARTS.format(size=virtual_batch_size))
+            virtual_batch_size = virtual.check(virtual_batch_size, axis, synchronized=bool(synchronized))
         self.virtual_batch_size = virtual_batch_size
         if adjustment is not None and not callable(adjustment):
             raise ArgumentError(f"adjustment={adjustment!r} is not a function; give one of the shape of the input")
@@ -159,9 +156,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     @frozen.setter
     def frozen(self, value: bool | str) -> None:
-        if value not in (False, True, "all"):
-            raise ArgumentError(f"frozen={value!r} is unknown; give False, True or 'all'")
-        self._frozen = value
+        self._frozen = modes.frozen(value)
         for name in self._held:
             getattr(self, name).trainable = True
         self._hold()
@@ -189,7 +184,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if None in shape:
             raise ArgumentError(f"input has shape {input_shape}, whose axis {self.axis} is unknown; give its size")
         if self.virtual_batch_size:
-            _check_rows_are_free(self.axis, layout.channels)
+            virtual.check(self.virtual_batch_size, layout.channels)
         if self.scale:
             self.gamma = self._weight(
                 "gamma", shape, self.gamma_initializer, True, self.gamma_regularizer, self.gamma_constraint
@@ -349,11 +344,6 @@ def _share(inputs: Any) -> int | None:
     if devices == 1 or jax.sharding.get_abstract_mesh().manual_axes:  # under shard_map, inputs are those of one device
         return None
     return -(-inputs.shape[0] // devices)
-
-
-def _check_rows_are_free(axis: Any, axes: tuple[int, ...]) -> None:
-    if 0 in axes:
-        raise ArgumentError(f"axis={axis} has axis 0, which virtual_batch_size splits; give other axes")
 
 
 def _value(variable: Any) -> Any:
