@@ -336,7 +336,7 @@ def test_a_torch_module(torch, sick):
 @pytest.mark.parametrize("drop_last", [False, True], ids=["sick", "healthy"])
 def test_torch_raises_at_a_last_batch_of_one(torch, drop_last):
     loader = torch.utils.data.DataLoader(torch.tensor(X[:65]), batch_size=16, drop_last=drop_last)
-    known = {name: Known(name, library="torch") for name in ("1", "4")}
+    known = {name: Known(name, library="torch", raises=True) for name in ("1", "4")}
     assert ids(looked(torch_network(torch), loader, known)[1]) == ([] if drop_last else [("EK405", "error")])
 
 

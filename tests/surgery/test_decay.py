@@ -57,11 +57,14 @@ def test_a_form_that_keras_does_not_come_in():
 
 @pytest.mark.skipif(NAME != "torch", reason="of torch")
 def test_torch(backend):
+    from evenkeel import torch as ours
+
     torch, nn = backend.torch, backend.torch.nn
     model = nn.ModuleDict(
         {
             "conv": nn.Conv2d(1, 2, 3),
             "norms": nn.Sequential(nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.GroupNorm(1, 2), nn.LayerNorm(2)),
+            "ours": nn.Sequential(ours.BatchNorm(2), ours.BatchNorm1d(2)),
             "lstm": nn.LSTM(2, 2),
             "attention": nn.MultiheadAttention(2, 1),
         }

@@ -492,3 +492,95 @@ def test_recomputation_counts_once(torch, guarded):
     checkpoint = torch.utils.checkpoint.checkpoint
     checkpoint(twice, torch.tensor(X), use_reentrant=False, context_fn=contexts).sum().backward()
     assert (kept(once) == kept(twice)) is guarded
+
+
+# Ours in torch.
+
+
+def our_module(torch, **arguments):
+    from evenkeel import torch as ours
+
+    module = module_of(torch)
+    module[1][0] = ours.BatchNorm1d(4, **arguments)
+    return module
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+@pytest.mark.parametrize(
+    "copied", [lambda module: module, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+)
+def test_ours_are_frozen_by_their_own_mark(torch, copied, all_of_it):
+    module = our_module(torch, average="debiased", renorm=True)
+    optimizer = stepped(torch, module, 2)
+    ek.freeze(module, affine=all_of_it)
+    optimizer.step()  # a gradient from before does not come through where weight and bias stay
+    module = copied(module)
+    before = kept(module)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(3):
+        module.train()(torch.tensor(X[:BATCH])).square().mean().backward()
+        optimizer.step()
+    after = kept(module)
+    assert {name for name in before if before[name] != after[name]} == (set() if all_of_it else {"weight", "bias"})
+    assert module[1][0].frozen == ("all" if all_of_it else True) and module[1][0].training
+    ek.unfreeze(module)
+    stepped(torch, module, 1)
+    assert [name for name in after if kept(module)[name] == after[name]] == []
+    assert module[1][0].frozen is False
+
+
+def test_a_gradient_from_before_does_not_move_ours(torch):
+    module = our_module(torch)
+    optimizer = stepped(torch, module, 2)
+    stepped(torch, module, 0, optimizer)
+    ek.freeze(module, affine=True)
+    before = kept(module)
+    optimizer.step()
+    assert kept(module) == before
+
+
+def test_ours_obey_when_they_are_compiled(torch):
+    module = our_module(torch)
+    call = torch.compile(module, backend="eager")
+    call(torch.tensor(X))
+    ek.freeze(module)
+    before = kept(module)
+    call(torch.tensor(X))
+    assert kept(module) == before
+    ek.unfreeze(module)
+    call(torch.tensor(X))
+    assert kept(module) != before
+
+
+def test_what_was_frozen_as_torch_s_is_unfrozen_as_ours(torch):
+    from evenkeel import torch as ours
+
+    module = module_of(torch)
+    ek.freeze(module, affine=True)
+    ours.convert(module)
+    before = kept(module)
+    module.train()(torch.tensor(X))
+    assert kept(module) == before
+    ek.freeze(module)
+    assert module[1][0].frozen is True and "train" not in vars(module[1][0])
+    ek.unfreeze(module)
+    module(torch.tensor(X))
+    assert kept(module) != before
+    assert [name for name, _ in module[1][0].named_parameters()] == ["weight", "bias"]
+
+
+def test_passes_of_ours_do_not_count(torch):
+    module = our_module(torch, renorm=True, average="debiased")
+    module(torch.tensor(X))
+    before = kept(module)
+    with ek.no_update(module):
+        module(5 * torch.tensor(X)).sum().backward()
+        assert [name for name in before if kept(module)[name] == before[name]] == ["weight", "bias"]
+    assert kept(module) == before
+
+
+def test_ours_of_any_rank_without_statistics(torch):
+    from evenkeel import torch as ours
+
+    with pytest.raises(ArgumentError, match=r"BatchNorm\(3.*keeps no running statistics"):
+        ek.freeze(torch.nn.Sequential(ours.BatchNorm(3, track_running_stats=False)))

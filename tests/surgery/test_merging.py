@@ -91,6 +91,21 @@ def test_a_torch_module():
     np.testing.assert_allclose(module.running_var.numpy(), X.var(0), rtol=1e-5)
 
 
+@pytest.mark.skipif(NAME != "torch", reason="of torch")
+def test_a_torch_module_of_ours():
+    import torch
+
+    from evenkeel import torch as ours
+
+    module = ours.BatchNorm(2, renorm=True, average="debiased")
+    module.running_mean.copy_(torch.tensor(PARTS[0].mean(0)))
+    module.running_var.copy_(torch.tensor(PARTS[0].var(0)))
+    ek.merge_statistics_across_processes(module, rows=6, gather=others(*PARTS[1:], updates=[7.0, 9.0]))
+    np.testing.assert_allclose(module.running_var.numpy(), X.var(0), rtol=1e-5)
+    torch.testing.assert_close(module.moving_stddev, (module.running_var + module.eps).sqrt())
+    assert module.updates.tolist() == [7, 9] and module.num_batches_tracked == 9
+
+
 def test_a_channel_that_one_process_lost_is_that_of_the_others():
     made = with_statistics(PARTS[0])
     made.layers[0].moving_variance.assign([np.nan, 16.0])

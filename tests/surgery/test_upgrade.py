@@ -223,6 +223,36 @@ def test_a_class_without_a_configuration():
         ek.upgrade(model)
 
 
+def test_a_torch_module_is_another_matter():
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.SyncBatchNorm(4))
+    network(torch.randn(5, 3))
+    ours = ek.upgrade(network, synchronized=True)
+    assert [type(part).__module__ for part in ours][1:] == ["evenkeel.layers.torch"] * 2
+    assert [part.synchronized for part in ours[1:]] == [True, True]
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(ours.eval()(x), network.eval()(x))
+    back = ek.upgrade(ours, to="torch", synchronized=True)
+    assert [type(part) for part in back][1:] == [torch.nn.SyncBatchNorm] * 2
+    assert type(ek.upgrade(ek.upgrade(network), to="torch")[1]) is torch.nn.BatchNorm1d
+    assert type(network[1]) is torch.nn.BatchNorm1d and ours[1].weight is not network[1].weight
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[key], value)
+
+
+def test_a_torch_module_is_not_made_keras():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ArgumentError, match=r"to='keras' is unknown; give one of 'evenkeel', 'torch'"):
+        ek.upgrade(torch.nn.BatchNorm1d(3), to="keras")
+
+
+@pytest.mark.skipif(NAME != "torch", reason="elsewhere Keras's layers are no modules")
+def test_keras_inside_a_torch_module():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InputError, match="Sequential is a torch module with Keras's normalizers in it"):
+        ek.upgrade(torch.nn.Sequential(layers.BatchNormalization()))
+
+
 def test_no_model():
     with pytest.raises(UnknownTensorError, match=r"builtins\.str; give a Keras 3 model"):
         ek.upgrade("model.keras")

@@ -324,7 +324,7 @@ def _name(layer: Layer, role: str, source: Convention, convention: Convention) -
     if related(source, convention) and not (layer.kind == "normalizer" and role in names.FOUR):
         return layer.parts[role]
     elsewhere = convention in ("torch", "flax")
-    statistics = role in ("mean", "variance", "count")
+    statistics = role in ("mean", "variance", "count", *names.KEPT)
     word = role if statistics and layer.kind != "normalizer" else WORDS[convention].get(role, role)
     path = layer.path
     if layer.kind == "depthwise" and role == "kernel" and not elsewhere:

@@ -52,13 +52,15 @@ def _row(dialect: str, roles: Mapping[str, str], *signs: str, affine: tuple[str,
     return _Row(dialect, {**averages, **parts}, tuple(frozenset(sign.split()) for sign in signs), affine)
 
 
-_KEPT = ("moving_stddev", "renorm_mean", "renorm_stddev", "renorm_mean_weight", "renorm_stddev_weight", "updates")
+KEPT = {name: name for name in ("moving_stddev", "renorm_mean", "renorm_stddev", "updates")}
+"""What batch renormalization and averages that count keep, called alike by all that have it -> role."""
+_WEIGHTS = {name: name for name in ("renorm_mean_weight", "renorm_stddev_weight")}
 _BATCH = {"mean": "batch_mean", "variance": "batch_variance"}
 
 ROWS = (
     _row(
         "tf",
-        {"moving_mean": "mean", "moving_variance": "variance", **dict(zip(_KEPT, _KEPT, strict=True))},
+        {"moving_mean": "mean", "moving_variance": "variance", **KEPT, **_WEIGHTS},
         "moving_mean",
         "moving_variance",
     ),
@@ -73,14 +75,14 @@ ROWS = (
     _row("keras", {"running_mean": "mean", "running_std": "variance"}, "running_std", "running_mean gamma"),
     _row(
         "torch",
-        {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count"},
+        {"running_mean": "mean", "running_var": "variance", "num_batches_tracked": "count", **KEPT},
         "running_mean",
         "running_var",
         affine=("weight", "bias"),
     ),
     _row(
         "flax",
-        {"mean": "mean", "var": "variance"},
+        {"mean": "mean", "var": "variance", **KEPT},
         "mean var",
         "mean scale",
         "var scale",

@@ -46,6 +46,9 @@ class Normalizer:
     updates: how many batches entered its statistics.
     steps: how many steps the optimizer has done, or will have.
     batches_per_step: how many batches each of these steps is meant to see.
+    virtual_batch_size: groups of so many rows are normalized each by itself.
+    replicas: over so many processes the statistics of a batch are taken together.
+    raises: it ends the training with an error at one value a channel.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Normalizer:
     updates: int | None = None
     steps: int | None = None
     batches_per_step: int = 1
+    virtual_batch_size: int | None = None
+    replicas: int = 1
+    raises: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +210,8 @@ class Seen:
     moments: of all the data, in float64, each of shape `(channels,)`.
     calls: of each call within one pass through the model, the same; one entry where it is called once.
     values: how many values a channel had in each batch, masked ones not counted.
+    together: how many values are normalized together for one of those: less than 1 with virtual batches, more where
+        several processes share their statistics.
     dtype: of its input.
     padding: share of the positions (rows by time steps) that end a row and are padding, not data; None where the input
         has no time axis.
@@ -216,6 +224,7 @@ class Seen:
     moments: Moments
     calls: tuple[Moments, ...] = ()
     values: tuple[int, ...] = ()
+    together: float = 1.0
     dtype: str | None = None
     padding: float | None = None
     masked: bool = False

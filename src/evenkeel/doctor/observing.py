@@ -73,11 +73,13 @@ class _Layer:
     """What is gathered of a normalizer; the fields as in `Seen`.
 
     pools: of each of its calls within a pass.
+    rows: of the largest batch.
     padding: how many positions are padding, and how many there are.
     """
 
     pools: list[Pool] = dataclasses.field(default_factory=list)
     values: list[int] = dataclasses.field(default_factory=list)
+    rows: int = 1
     padding: tuple[int, int] = (0, 0)
     dtype: str | None = None
     masked: bool = False
@@ -85,6 +87,7 @@ class _Layer:
     def note(self, call: Call, *, padding: bool) -> None:
         """What shows while a call lasts."""
         self.masked |= call.masked
+        self.rows = max(self.rows, *call.inputs.shape[:1])
         dtype = call.inputs.dtype
         self.dtype = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
         if padding and not call.masked and len(call.inputs.shape) == 3 and isinstance(call.axis, int):
@@ -240,11 +243,13 @@ def _seen(layer: _Layer, normalizer: Normalizer, known: Known | None) -> Seen:
     whole = merged(*layer.pools)
     calls = [Moments(*map(np.ravel, pool.moments)) for pool in (whole, *layer.pools)]
     padded, positions = layer.padding
+    group = min(known.virtual_batch_size or layer.rows, layer.rows)
     return Seen(
         known,
         calls[0],
         tuple(calls[1:]),
         tuple(layer.values),
+        known.replicas * group / layer.rows,
         layer.dtype,
         padded / positions if positions else None,
         layer.masked,
@@ -257,8 +262,9 @@ def _batching(seen: tuple[Seen, ...], rows: list[int | None]) -> Iterator[Batchi
     """How data is cut, where all batches but the last are alike: a last one that was dropped leaves no rest."""
     sizes = [size for size in rows if size]
     if len(sizes) == len(rows) and len(set(sizes[:-1])) < 2:
-        flat = [item.normalizer for item in seen if list(item.values) == sizes and not item.masked]
-        raises = any(normalizer.library == "torch" for normalizer in flat)
+        alone = (item for item in seen if list(item.values) == sizes and not item.masked and item.together <= 1)
+        flat = [item.normalizer for item in alone]
+        raises = any(normalizer.raises for normalizer in flat)
         yield Batching(sum(sizes), sizes[0], False, tuple(normalizer.name for normalizer in flat), raises)
 
 

@@ -47,7 +47,7 @@ _SYNONYMS = (
     (r"keras\.(_tf_keras|api\._v[12])\.keras", "keras"),
     (r"evenkeel(\.layers\.keras)?\.BatchNormalization", "keras.layers.BatchNormalization"),
     (r"keras\.layers\.(\w+\.)+BatchNormalization", "keras.layers.BatchNormalization"),
-    (r"torch\.nn\.modules\.\w+", "torch.nn"),
+    (r"torch\.nn\.modules\.\w+|evenkeel\.(layers\.)?torch", "torch.nn"),
     (r"flax\.nnx\.nn\.normalization", "flax.nnx"),
 )
 # Full name -> family, and the positions of the arguments that rules ask for.
@@ -63,9 +63,11 @@ _NAMES: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "keras.layers.BatchNormalization": ("keras", {"momentum": 1}),
     "keras.layers.SyncBatchNormalization": ("keras", {"momentum": 1}),
     "keras.layers.experimental.SyncBatchNormalization": ("keras", {"momentum": 1}),
-    **{f"torch.nn.BatchNorm{n}d": ("torch", {"momentum": 2, "track_running_stats": 4}) for n in (1, 2, 3)},
+    **{
+        f"torch.nn.{kind}": ("torch", {"momentum": 2, "track_running_stats": 4})
+        for kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNorm")  # the last is ours
+    },
     **{f"torch.nn.LazyBatchNorm{n}d": ("torch", {"momentum": 1, "track_running_stats": 3}) for n in (1, 2, 3)},
-    "torch.nn.SyncBatchNorm": ("torch", {"momentum": 2, "track_running_stats": 4}),
     "flax.linen.BatchNorm": ("flax", {"use_running_average": 0, "momentum": 2}),
     "flax.nnx.BatchNorm": ("flax", {}),
 }
@@ -84,6 +86,7 @@ _WRAPPERS = {
     "torch.nn.parallel.DataParallel",
     "torch.nn.parallel.DistributedDataParallel",
     "torch.nn.SyncBatchNorm.convert_sync_batchnorm",
+    "torch.nn.convert",  # of evenkeel.torch
     "torch.compile",
     "tensorflow.constant",
     "tensorflow.convert_to_tensor",

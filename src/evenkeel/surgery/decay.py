@@ -8,14 +8,12 @@ from typing import Any
 
 from evenkeel import arguments
 from evenkeel.errors import ArgumentError
-from evenkeel.surgery.walk import parts
+from evenkeel.surgery.walk import is_torch_normalizer, parts
 
 NAMES = frozenset({"gamma", "beta", "bias", "scale"})
 """Of variables that are no weights of a sum, in Keras's words and in Flax's."""
-NORMS = (
-    *(f"{kind}Norm{ndim}d" for kind in ("Batch", "Instance") for ndim in (1, 2, 3)),
-    *("SyncBatchNorm", "LayerNorm", "GroupNorm", "RMSNorm"),
-)
+OTHER_NORMS = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm", "GroupNorm", "RMSNorm")
+"""Classes of torch.nn that are no batch normalization."""
 UNBUILT = "model {name} has no weights yet; build it, or call it on data, before"
 
 
@@ -64,16 +62,16 @@ def _of_keras(model: Any, form: str) -> list[Any]:
 
 
 def _groups(model: Any, torch: Any) -> list[dict[str, Any]]:
-    norms = tuple(getattr(torch.nn, name) for name in NORMS)
+    others = tuple(getattr(torch.nn, name) for name in OTHER_NORMS)
     skipped = {
         parameter
         for module in parts(model)
         for name, parameter in module.named_parameters(recurse=False)
-        if "bias" in name or isinstance(module, norms)
+        if "bias" in name or is_torch_normalizer(module) or isinstance(module, others)
     }
     decayed = [parameter for parameter in model.parameters() if parameter not in skipped]
-    others = [parameter for parameter in model.parameters() if parameter in skipped]
-    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    kept = [parameter for parameter in model.parameters() if parameter in skipped]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
 
 def _mask(parameters: Any) -> Any:

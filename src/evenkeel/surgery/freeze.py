@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from evenkeel.errors import ArgumentError
-from evenkeel.surgery.pinned import is_pinned, pin, unpin
-from evenkeel.surgery.walk import keras_normalizers, parts, torch_normalizers
+from evenkeel.surgery.pinned import pin, unpin
+from evenkeel.surgery.walk import is_ours_of_torch, keras_normalizers, parts, torch_normalizers
 
 NONE = "model has no batch normalization; give one that has, or the part of yours that does"
 THEIRS = """\
@@ -34,7 +34,7 @@ def freeze(model: Any, affine: bool = False) -> None:
 
     Args:
         model: a Keras model or layer with `evenkeel.BatchNormalization`, or a `torch.nn.Module` with BatchNorm1d to
-            3d or SyncBatchNorm. It is changed in place.
+            3d or SyncBatchNorm of torch, or modules of `evenkeel.torch`. It is changed in place.
         affine: keep gamma and beta too. An optimizer that is compiled meanwhile does not know them; compile again
             after `unfreeze`.
 
@@ -60,7 +60,7 @@ def freeze(model: Any, affine: bool = False) -> None:
             raise ArgumentError(UNTRACKED.format(kind=module))
     _set(layers, "all" if affine else True)
     for module in modules:
-        pin(module, affine=affine)
+        _freeze_module(module, affine)
 
 
 def unfreeze(model: Any) -> None:
@@ -76,8 +76,21 @@ def unfreeze(model: Any) -> None:
         ['gamma', 'beta']
     """
     _set([layer for layer in keras_normalizers(model) if getattr(layer, "frozen", False)], False)
-    for module in filter(is_pinned, torch_normalizers(model)):
+    for module in torch_normalizers(model):
         unpin(module)
+        if is_ours_of_torch(module):
+            module.frozen = False
+
+
+def _freeze_module(module: Any, affine: bool) -> None:
+    if not is_ours_of_torch(module):
+        pin(module, affine=affine)
+        return
+    unpin(module)  # where it was torch's when it was frozen
+    module.frozen = "all" if affine else True
+    if affine:
+        for parameter in module.parameters(recurse=False):
+            parameter.grad = None  # or the next step of an optimizer would still apply it
 
 
 def _set(layers: list[Any], frozen: bool | str) -> None:

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a Keras model comes to have our batch normalization, or Keras's own again."""
+"""How a model comes to have our batch normalization, or its library's own again."""
 
 from __future__ import annotations
 
+import sys
+from copy import deepcopy
 from typing import Any
 
 from evenkeel import arguments
 from evenkeel.errors import ArgumentError, InputError, UnknownTensorError
-from evenkeel.surgery.walk import parts
+from evenkeel.surgery.walk import keras_normalizers, parts
 
 ONLY_OURS = "{name} has what keras.layers.BatchNormalization lacks: {what}; leave it evenkeel's"
 NO_COPY = """\
 {name}, a {kind}, cannot be made from its configuration: {why}
 Give its class get_config and from_config, and register what it is compiled with: \
 keras.saving.register_keras_serializable"""
+KERAS_INSIDE = """\
+{name} is a torch module with Keras's normalizers in it, which only a Keras model can be upgraded with
+Give upgrade the Keras model that they are in, and put the result in its place"""
 OTHER_WEIGHTS = """\
 the weights of the copy are not those of {name}:
     it has  {old}
@@ -22,24 +27,27 @@ get_config and from_config of its classes must give layers with the same weights
 
 
 def upgrade(model: Any, to: str = "evenkeel", *, synchronized: bool | None = None) -> Any:
-    """A copy of a Keras model with `evenkeel.BatchNormalization` for every `keras.layers.BatchNormalization`.
+    """A copy of a model with our batch normalization for every one of its library: of Keras 3, or of torch.nn.
 
-    Weights, names, configuration and trainable flags are the same, and so are the outputs. A compiled model is
-    compiled alike, and its optimizer goes on where it was; only what Keras keeps in no configuration
-    (`exclude_from_weight_decay`, functions of your own that are not registered) has to be said again.
+    Weights, names, configuration and trainable flags are the same, and so are the outputs. Classes that derive from the
+    library's stay as they are: what they do is not known.
 
-    Classes that derive from Keras's layer stay as they are: what they do is not known.
+    A compiled Keras model is compiled alike, and its optimizer goes on where it was; only what Keras keeps in no
+    configuration (`exclude_from_weight_decay`, functions of your own that are not registered) has to be said again. An
+    optimizer of torch belongs to the parameters of the model that was given; `evenkeel.torch.convert` changes a module
+    in place and lets it go on.
 
     Args:
-        model: functional, Sequential or subclassed, however nested; subclassed ones, and layers with layers in them,
-            are made anew from their configuration. It is not changed.
-        to: "evenkeel", or "keras" for the way back.
-        synchronized: what all of them are to be, those that are ours already too; None leaves each as it is.
+        model: a Keras model, functional, Sequential or subclassed, however nested; subclassed ones, and layers with
+            layers in them, are made anew from their configuration. Or a torch module. It is not changed.
+        to: "evenkeel", or "keras" or "torch" for the way back.
+        synchronized: what all of them are to be, those that are ours already too; None leaves each as it is. In torch,
+            True and the way back give SyncBatchNorm.
 
     Raises:
-        ArgumentError: for "keras", a layer with something that Keras's does not have; all are named.
+        ArgumentError: for the way back, a normalizer with something that the library's does not have; all are named.
         InputError: a class that cannot be made from its configuration, or has other weights then.
-        UnknownTensorError: not a Keras 3 model.
+        UnknownTensorError: neither a Keras 3 model nor a torch module.
 
     Example:
         >>> import keras
@@ -49,14 +57,31 @@ def upgrade(model: Any, to: str = "evenkeel", *, synchronized: bool | None = Non
         >>> upgrade(model).layers[0].momentum, upgrade(upgrade(model), to="keras").layers[0].momentum
         (0.9, 0.9)
     """
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    if keras and isinstance(model, keras.layers.Layer):
+        return _keras_model(model, arguments.choice("to", to, ["evenkeel", "keras"]), synchronized)
+    if torch and isinstance(model, torch.nn.Module):
+        return _torch_module(model, arguments.choice("to", to, ["evenkeel", "torch"]), synchronized)
+    kind = type(model)
+    raise UnknownTensorError(
+        f"model is a {kind.__module__}.{kind.__qualname__}; give a Keras 3 model or a torch.nn.Module"
+    )
+
+
+def _torch_module(model: Any, to: str, synchronized: bool | None) -> Any:
+    from evenkeel.layers.torch import convert
+
+    if keras_normalizers(model):
+        raise InputError(KERAS_INSIDE.format(name=type(model).__name__))
+    groups = {id(group): group for part in model.modules() if (group := getattr(part, "process_group", None))}
+    return convert(deepcopy(model, groups), to, synchronized=synchronized)
+
+
+def _keras_model(model: Any, to: str, synchronized: bool | None) -> Any:
     import keras
 
     from evenkeel.layers.keras import BatchNormalization
 
-    arguments.choice("to", to, ["evenkeel", "keras"])
-    if not isinstance(model, keras.layers.Layer):
-        kind = type(model)
-        raise UnknownTensorError(f"model is a {kind.__module__}.{kind.__qualname__}; give a Keras 3 model")
     old, new = keras.layers.BatchNormalization, BatchNormalization
     if to == "keras":
         old, new = new, old

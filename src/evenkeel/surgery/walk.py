@@ -12,6 +12,8 @@ from evenkeel.errors import UnknownTensorError
 
 TORCH_NORMALIZERS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 """Classes of torch.nn."""
+OUR_TORCH_NORMALIZERS = ("BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
+"""Classes of evenkeel.torch."""
 
 
 def parts(model: Any) -> Iterator[Any]:
@@ -77,9 +79,19 @@ def keras_names(layers: Iterable[Any]) -> dict[int, str]:
 
 
 def torch_normalizers(model: Any) -> list[Any]:
-    """The batch normalization modules of torch in it."""
-    kinds = tuple(filter(None, map(_torch, TORCH_NORMALIZERS)))
-    return [part for part in parts(model) if isinstance(part, kinds)]
+    """The batch normalization modules of torch in it: torch's own, ours, and what derives from them."""
+    return [part for part in parts(model) if is_torch_normalizer(part)]
+
+
+def is_torch_normalizer(module: Any) -> bool:
+    """Whether it is one of torch's or of ours."""
+    return isinstance(module, tuple(filter(None, map(_torch, TORCH_NORMALIZERS)))) or is_ours_of_torch(module)
+
+
+def is_ours_of_torch(module: Any) -> bool:
+    """Whether it is a normalizer of evenkeel.torch, which has settings that torch's have not."""
+    ours = sys.modules.get("evenkeel.layers.torch")
+    return ours is not None and isinstance(module, tuple(getattr(ours, name) for name in OUR_TORCH_NORMALIZERS))
 
 
 def _keras(name: str) -> Any:

@@ -17,8 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenkeel import torch as ours
 from evenkeel.checkpoints import Checkpoint, Variable, pickled, read_checkpoint, write_checkpoint
+from evenkeel.checkpoints.convert import convert
 from evenkeel.checkpoints.formats import torch as format
+from evenkeel.checkpoints.meaning import translated
 from evenkeel.errors import InputError
 
 pytestmark = pytest.mark.skipif(os.environ.get("KERAS_BACKEND", "numpy") != "numpy", reason="no framework takes part")
@@ -335,6 +338,61 @@ def test_pickles_of_each_protocol(protocol):
 def test_many_variables_take_seconds(tmp_path):
     format.write(checkpoint({f"layer{number}.weight": np.ones(1) for number in range(20_000)}), tmp_path / "x.pt")
     assert len(format.read(tmp_path / "x.pt").variables) == 20_000
+
+
+# What ours keep beside torch's buffers.
+
+
+def our_module(**options):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), ours.BatchNorm1d(3, **options))
+    for _ in range(3):
+        module(torch.randn(8, 4))
+    return module
+
+
+RENORM = {"renorm": True, "average": "debiased"}
+KEPT = ("moving_stddev", "renorm_mean", "renorm_stddev", "updates")
+
+
+def test_what_ours_keep_is_part_of_the_normalizer(tmp_path):
+    (found,) = read_checkpoint(saved(tmp_path, our_module(**RENORM).state_dict())).normalizers
+    assert (found.name, set(found.others), found.missing) == ("1", {"count", *KEPT}, ())
+    assert found.others["updates"].read().tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("convention", "name"), [("keras", "1/renorm_stddev"), ("flax", "batch_stats/1/renorm_stddev")]
+)
+def test_what_ours_keep_has_its_place_elsewhere(tmp_path, convention, name):
+    read = read_checkpoint(saved(tmp_path, our_module(**RENORM).state_dict()))
+    there = translated(read, convention)
+    assert set(there.normalizers[0].others) == set(KEPT) and name in there.variables
+    back = values(translated(there, "torch"))
+    back.pop("1.num_batches_tracked")
+    assert all((value == values(read)[key]).all() for key, value in back.items())
+    assert set(back) == {*read.variables} - {"1.num_batches_tracked"}
+
+
+def test_what_ours_keep_goes_through_files(tmp_path):
+    path = saved(tmp_path, our_module(**RENORM).state_dict())
+    convert(path, tmp_path / "x.npz", to="keras")
+    report = convert(tmp_path / "x.npz", tmp_path / "y.pt", like=path)
+    assert not report.left
+    module, untouched = our_module(**RENORM), our_module(**RENORM).state_dict()
+    for name in ("running_mean", *KEPT):
+        getattr(module[1], name).zero_()
+    module.load_state_dict(torch.load(tmp_path / "y.pt"))
+    assert all(torch.equal(value, untouched[name]) for name, value in module.state_dict().items())
+
+
+def test_what_a_target_lacks_is_listed(tmp_path):
+    plain = tmp_path / "plain.pt"
+    torch.save(our_module().state_dict(), plain)
+    report = convert(saved(tmp_path, our_module(**RENORM).state_dict()), tmp_path / "y.safetensors", like=plain)
+    assert set(report.left) == {f"1.{name}" for name in KEPT}
+    (found,) = read_checkpoint(tmp_path / "y.safetensors").normalizers
+    assert set(found.others) == {"count"}
 
 
 def _valid(zipped):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch modules: what they say of their normalizers; and healthy ones, of which nothing is said."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import evenkeel as ek
+from evenkeel import torch as ours
 from evenkeel.doctor import subjects
 from evenkeel.doctor.evidence import Decay, Normalizer, Observed, Phase, Structure, Unseen
 from evenkeel.doctor.options import Options
@@ -287,3 +290,157 @@ def test_of_a_healthy_module_nothing_above_a_note_is_said(module, mode):
     optimizer = stepped(module, torch.optim.Adam(module.parameters()), steps=6)
     report = ek.diagnose(module.train(mode), optimizer=optimizer)
     assert not report.errors + report.warnings, str(report)
+
+
+# Ours.
+
+
+OUR_SETTINGS = {
+    "plain": ({"momentum": 0.25}, {"momentum": 0.75, "library": "torch", "frozen": False, "moves": True}),
+    "debiased": ({"average": "debiased"}, {"average": "debiased"}),
+    "momentum=None": ({"momentum": None}, {"average": "cumulative", "momentum": None}),
+    "population": ({"bessel_correction": False}, {"bessel_correction": False}),
+    "frozen": ({"frozen": True}, {"frozen": True, "moves": False, "trainable": True}),
+    "frozen in all": ({"frozen": "all"}, {"frozen": "all", "moves": False, "trainable": False}),
+    "virtual batches": ({"virtual_batch_size": 8}, {"virtual_batch_size": 8, "replicas": 1}),
+    "synchronized, alone": ({"synchronized": True}, {"replicas": 1}),
+}
+
+
+@pytest.mark.parametrize("settings", OUR_SETTINGS)
+def test_settings_of_ours(settings):
+    given, expected = OUR_SETTINGS[settings]
+    found = normalizer(nn.Sequential(nn.Linear(4, 3), ours.BatchNorm1d(3, **given)))
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("layer", [ours.BatchNorm(3, synchronized=True), nn.SyncBatchNorm(3)])
+def test_processes_that_share_their_statistics(layer, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+    assert normalizer(nn.Sequential(layer)).replicas == 4
+    assert normalizer(nn.Sequential(nn.BatchNorm1d(3))).replicas == 1
+
+
+def test_what_ours_keep_beside_torch_s():
+    layer = ours.BatchNorm1d(3, renorm=True, average="cumulative")
+    layer(torch.randn(8, 3))
+    found = normalizer(layer)
+    assert set(found.others) == {"moving_stddev", "renorm_mean", "renorm_stddev", "updates"}
+    assert found.updates == 1 and not normalizer(ours.BatchNorm1d(3)).others
+
+
+def test_ours_frozen_in_a_module_that_serves_are_in_no_phase_of_training():
+    module = nn.Sequential(nn.Linear(4, 3), ours.BatchNorm1d(3, frozen=True)).eval()
+    module[1].train()
+    assert not evidence(module, Phase)
+    module[1].frozen = False
+    assert [found.name for found in evidence(module, Phase)] == ["1"]
+
+
+class OurBlock(nn.Module):
+    def __init__(self, activation="relu"):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.one = ours.BatchNorm1d(4, momentum=0.5, activation=activation)
+        self.two = ours.BatchNorm1d(4, momentum=0.5, activation=activation)
+
+    def forward(self, x):
+        y = self.one(self.first(x), mask=x[:, :1] > -9)
+        return self.two(self.second(y), x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "homogeneous"), [("leaky_relu", True), ("elu", False), (nn.PReLU(), True), (torch.tanh, False)]
+)
+def test_neighbours_of_ours_with_an_activation_and_a_residual(activation, homogeneous):
+    found = places(nn.Sequential(OurBlock(activation), nn.Linear(4, 2)))
+    assert {name: (kinds(place.before), kinds(place.after)) for name, place in found.items()} == {
+        "0.one": ("linear", "activation linear"),
+        "0.two": ("linear", "junction activation linear"),
+    }
+    assert [place.activation for place in found.values()] == [True, True]
+    assert found["0.one"].after[0].homogeneous is homogeneous
+
+
+def test_a_residual_that_is_a_parameter():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm, self.shift = nn.Linear(4, 4), ours.BatchNorm1d(4), nn.Parameter(torch.ones(8, 4))
+
+        def forward(self, x):
+            return self.norm(self.linear(x), self.shift)
+
+    (place,) = places(Shifted()).values()
+    assert (kinds(place.before), kinds(place.after)) == ("linear", "")
+
+
+OUR_HEALTHY = {
+    "converted": lambda: ours.convert(Residual()),
+    "block": lambda: nn.Sequential(OurBlock(), nn.Linear(4, 2, bias=False), ours.BatchNorm(2, momentum=0.5)),
+    "debiased": lambda: nn.Sequential(nn.Linear(4, 4), ours.BatchNorm1d(4, average="debiased")),
+    "renorm": lambda: nn.Sequential(nn.Linear(4, 4), ours.BatchNorm1d(4, momentum=0.5, renorm=True)),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("module", OUR_HEALTHY)
+def test_of_a_healthy_module_of_ours_nothing_above_a_note_is_said(module, mode):
+    module = OUR_HEALTHY[module]()
+    optimizer = stepped(module, torch.optim.Adam(module.parameters()), steps=6)
+    report = ek.diagnose(module.train(mode), optimizer=optimizer)
+    assert not report.errors + report.warnings, str(report)
+
+
+SICK = {
+    "momentum": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.99), nn.ReLU(), nn.Linear(4, 2)),
+    "too slow": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.01), nn.ReLU(), nn.Linear(4, 2)),
+    "half frozen": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).requires_grad_(False), nn.Linear(4, 2)),
+    "no statistics": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)),
+    "synchronized": nn.Sequential(nn.Linear(4, 4), nn.SyncBatchNorm(4, momentum=0.99), nn.Linear(4, 2)),
+}
+
+
+@pytest.mark.parametrize("module", SICK.values(), ids=SICK)
+def test_the_findings_of_torch_s_are_those_of_ours(module):
+    if not isinstance(module[1], nn.SyncBatchNorm):  # which needs a GPU to train
+        stepped(module, torch.optim.Adam(module.parameters()))
+    x = torch.randn(40, 4)
+    ids = [
+        [(item.rule, item.where, item.severity, item.seen) for item in ek.diagnose(each, x).findings]
+        for each in (module, ours.convert(copy.deepcopy(module)))
+    ]
+    assert ids[0] == ids[1] and ids[0]
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, ours.BatchNorm1d])
+def test_only_torch_s_raise_at_a_last_batch_of_one(kind):
+    module = nn.Sequential(nn.Linear(4, 4), kind(4), nn.Linear(4, 2))
+    found = {item.rule: item.severity for item in ek.diagnose(module, torch.randn(65, 4), batch_size=32).findings}
+    assert found["EK405"] == ("error" if kind is nn.BatchNorm1d else "warning")
+
+
+FEW = {
+    "batch": (4, {}, "4 values a channel in the largest batch"),
+    "virtual batch": (40, {"virtual_batch_size": 8}, "8 values a channel in the largest virtual batch"),
+    "renorm": (4, {"renorm": True}, None),
+    "large virtual batches": (40, {"virtual_batch_size": 16}, None),
+    "frozen": (4, {"frozen": True}, None),
+}
+
+
+@pytest.mark.parametrize(("rows", "given", "seen"), FEW.values(), ids=FEW)
+def test_how_many_values_are_normalized_together(rows, given, seen):
+    module = nn.Sequential(nn.Linear(4, 4), ours.BatchNorm1d(4, **given), nn.BatchNorm1d(4).eval(), nn.Linear(4, 2))
+    findings = ek.diagnose(module, torch.randn(80, 4), batch_size=rows).findings
+    assert [item.seen for item in findings if item.rule == "EK404"] == ([seen] if seen else [])
+
+
+def test_a_batch_of_all_processes(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+    module = nn.Sequential(nn.Linear(4, 4), ours.BatchNorm1d(4, synchronized=True))
+    (seen,) = evidence(module, Observed, data=np.ones((9, 4)), batch_size=8)[0].seen
+    assert (seen.values, seen.together) == ((8, 1), 4)
+    assert "EK405" not in {item.rule for item in ek.diagnose(module, np.ones((9, 4)), batch_size=8).findings}

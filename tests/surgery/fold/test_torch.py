@@ -2,6 +2,7 @@
 """Folding in torch modules: the outputs stay, the normalizers go where that is exact, or stay for a reason."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ import torch
 from torch import nn
 
 import evenkeel as ek
+from evenkeel import torch as ours
 from evenkeel.errors import InputError, UnequalError
 from evenkeel.surgery.fold import algebra
 
-NORMALIZERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMALIZERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, ours.BatchNorm)
 
 
 @pytest.fixture(autouse=True)
@@ -318,3 +320,85 @@ def test_several_arguments_are_a_tuple():
 
     _, report = ek.fold(scrambled(Two()), (torch.randn(2, 4), torch.tensor([1, 4])))
     assert report.left == []
+
+
+# Ours.
+
+
+class OurResidual(nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), ours.BatchNorm2d(4, **arguments)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), ours.BatchNorm2d(4, **arguments)
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(input=self.conv1(x))), x)
+
+
+def own(y):
+    return y * torch.sigmoid(y)
+
+
+ACTIVATIONS = {"none": None, "relu": "relu", "leaky_relu": "leaky_relu", "elu": "elu", "module": nn.PReLU(), "own": own}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_what_ours_do_beside_stays_behind_the_convolution(activation):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), ours.BatchNorm2d(4), OurResidual(activation=activation))
+    report = check(model, torch.randn(2, 3, 5, 5))
+    assert [item[:2] for item in report.folded] == [("1", "0"), ("2.bn1", "2.conv1"), ("2.bn2", "2.conv2")]
+    folded, _ = ek.fold(model, torch.randn(2, 3, 5, 5))
+    assert set(folded.state_dict()) <= {*model.state_dict(), "2.conv1.bias"}
+    pickled = pickle.loads(pickle.dumps(folded))
+    torch.testing.assert_close(pickled(torch.ones(2, 3, 5, 5)), folded(torch.ones(2, 3, 5, 5)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"renorm": True}, {"frozen": True}, {"frozen": "all"}, {"average": "debiased"}, {"synchronized": True}],
+)
+def test_settings_of_training_do_not_matter(arguments):
+    check(OurResidual(activation="relu", **arguments), torch.randn(2, 4, 5, 5))
+
+
+def test_the_axis_of_ours_is_that_of_the_layer_before():
+    x = torch.randn(2, 5, 6)
+    check(nn.Sequential(nn.Linear(6, 3), ours.BatchNorm(3, axis=-1)), x)
+    check(nn.Sequential(ours.BatchNorm(6, axis=2), nn.Linear(6, 3)), x)
+    _, report = ek.fold(scrambled(nn.Sequential(nn.Linear(6, 3), ours.BatchNorm(5))), x)
+    assert "its axis 1 is not that of the channels" in report.left[0].reason
+
+
+class OurLast(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.bn1, self.conv, self.bn2 = ours.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 4, 1), ours.BatchNorm2d(4)
+        self.what = what
+
+    def forward(self, x):
+        if self.what == "activation":
+            return self.conv(self.bn1(x))
+        y = self.conv(x)
+        return self.bn2(y, y)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("activation", "before it stands x (an input); it ends in relu"),
+        ("residual", "the result of conv (Conv2d) before it is used elsewhere too; it ends in a sum"),
+    ],
+)
+def test_ours_stay_for_a_reason(what, reason):
+    _, report = ek.fold(scrambled(OurLast(what)), torch.randn(2, 4, 5, 5))
+    assert reason in [left.reason for left in report.left]
+
+
+class OwnOfOurs(ours.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_what_derives_from_ours_stays():
+    _, report = ek.fold(scrambled(nn.Sequential(nn.Conv2d(3, 4, 1), OwnOfOurs(4))), torch.randn(2, 3, 5, 5))
+    assert "it is a OwnOfOurs, which may compute" in report.left[0].reason

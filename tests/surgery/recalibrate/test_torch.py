@@ -14,6 +14,7 @@ if NAME != "torch":
 import torch
 from torch import nn
 
+from evenkeel import torch as ours
 from evenkeel.errors import ArgumentError, InputError
 from evenkeel.surgery.freeze import freeze
 from evenkeel.surgery.recalibrate import recalibrate
@@ -221,3 +222,87 @@ def test_a_normalizer_alone_goes_by_its_class():
 def test_a_module_without_normalizers_is_an_error():
     with pytest.raises(InputError, match="the Linear has no batch normalization"):
         recalibrate(nn.Linear(2, 2), numbers(8, 2))
+
+
+# Ours.
+
+
+OURS = {
+    "axis": {"axis": -1},
+    "activation": {"activation": "relu"},
+    "own activation": {"activation": nn.PReLU()},
+    "synchronized": {"synchronized": True},
+    "virtual batches": {"virtual_batch_size": 4},
+    "cumulative": {"average": "cumulative"},
+    "momentum=None": {"momentum": None},
+    "renorm": {"renorm": True},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("arguments", OURS.values(), ids=OURS)
+def test_ours(arguments, method):
+    layer, x = ours.BatchNorm(3, **arguments), numbers(20, 3, 3, mean=50).astype("float32")
+    recalibrate(nn.Sequential(layer), x, batch_size=8, method=method)
+    check(layer, x if layer.axis == 1 else np.swapaxes(x, 1, 2))
+
+
+def test_what_ours_keep_beside_the_statistics_follows():
+    layer, x = ours.BatchNorm1d(3, renorm=True, average="debiased"), numbers(20, 3)
+    recalibrate(layer, x, batch_size=8)
+    deviation = (layer.running_var + layer.eps).sqrt()
+    torch.testing.assert_close(layer.moving_stddev, deviation)
+    torch.testing.assert_close(layer.renorm_stddev, deviation)
+    assert torch.equal(layer.renorm_mean, layer.running_mean)
+    assert layer.updates.tolist() == [3, 3, 3] and layer.num_batches_tracked == 3
+    layer.train()(torch.full((4, 3), 9.0))
+    assert layer.num_batches_tracked == 4
+
+
+def test_the_population_s_variance():
+    layer, x = ours.BatchNorm1d(3, bessel_correction=False), numbers(20, 3)
+    recalibrate(layer, x)
+    np.testing.assert_allclose(layer.running_var.numpy(), x.var(0), rtol=1e-5)
+
+
+class Padded(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.bn, self.name = ours.BatchNorm1d(3, activation="relu"), name
+
+    def forward(self, x):
+        return self.bn(x, x, **{self.name: (x != 0).all(1)})
+
+
+@pytest.mark.parametrize("name", ["mask", "sample_weight"])
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_does_not_count(method, name):
+    module, x = Padded(name), numbers(20, 3, 6, mean=5)
+    x[:, :, 4:] = 0
+    recalibrate(module, x, method=method, batch_size=8)
+    check(module.bn, x[:, :, :4])
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = ours.BatchNorm1d(3, activation="relu"), ours.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.second(self.first(x, x))
+
+
+def test_a_layer_after_one_with_a_residual_sees_the_sum():
+    module, x = Residual().eval(), numbers(20, 3)
+    recalibrate(module, x, method="sequential")
+    y = module.first(torch.tensor(x, dtype=torch.float32), torch.tensor(x, dtype=torch.float32))
+    check(module.second, y.detach().numpy(), rounded=4)
+
+
+@pytest.mark.parametrize("include_frozen", [False, True])
+def test_ours_that_are_frozen(include_frozen):
+    module = nn.Sequential(ours.BatchNorm1d(4, frozen=True), ours.BatchNorm1d(4))
+    before = everything(module[0])
+    report = recalibrate(module, numbers(20, 4), include_frozen=include_frozen)
+    assert unchanged(module[0], before) is not include_frozen
+    assert report.left == ({} if include_frozen else {"0": "frozen"})

@@ -6,7 +6,7 @@ What it looks for
     those after a flatten or a dense layer.
 Why it matters
     torch ends the training there with an error, at the end of an epoch. Elsewhere nothing but beta comes out of the
-    layer for that row, and its variance of 0 goes into the moving variance; evenkeel's layer leaves such a batch out.
+    layer for that row, and its variance of 0 goes into the moving variance; evenkeel's layers leave such a batch out.
 What to do
     `drop_last=True` in a DataLoader, `drop_remainder=True` in tf.data, or another batch size.
 """

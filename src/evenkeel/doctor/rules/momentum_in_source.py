@@ -26,6 +26,7 @@ SEVERITY = "error"
 SICK = [
     Source.of("import torch.nn as nn\nbn = nn.BatchNorm2d(64, eps=1e-3, momentum=0.99)"),
     Source.of("from torch import nn\nMOMENTUM = 0.9\nclass B(nn.Module):\n    bn = nn.BatchNorm1d(8, 1e-5, MOMENTUM)"),
+    Source.of("import evenkeel.torch\nbn = evenkeel.torch.BatchNorm(64, 1e-3, 0.99, axis=-1)"),
     Source.of("import keras\nbn = keras.layers.BatchNormalization(momentum=0.1)"),
     Source.of("import tensorflow as tf\ny = tf.layers.batch_normalization(x, -1, 0.01, training=phase)"),
     Source.of(

@@ -44,18 +44,28 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
 
 
 def _normalizer(name: str, layer: Any, options: Options) -> Normalizer:
+    # What only ours has.
+    frozen, updates = getattr(layer, "frozen", None), _values(getattr(layer, "updates", None))
+    others = {
+        field: _values(getattr(layer, field, None)) for field in ("moving_stddev", "renorm_mean", "renorm_stddev")
+    }
     return Normalizer(
         name or type(layer).__name__,
         _values(layer.mean),
         _values(layer.var),
         _values(layer.scale),
         _values(layer.bias),
+        others={field: value for field, value in others.items() if value is not None},
         library="flax",
         momentum=layer.momentum,
         epsilon=layer.epsilon,
-        bessel_correction=False,
+        average=getattr(layer, "average", "exponential"),
+        bessel_correction=getattr(layer, "bessel_correction", False),
+        frozen=frozen,
+        trainable=False if frozen == "all" else None,
         # A module that was told to serve may be on its way to train.
-        moves=None if layer.use_running_average else True,
+        moves=False if frozen else None if layer.use_running_average else True,
+        updates=None if updates is None else int(updates.max()),
         steps=options.steps,
         batches_per_step=options.batches_per_step,
     )

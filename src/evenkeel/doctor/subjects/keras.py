@@ -109,6 +109,7 @@ def _normalizer(name: str, layer: Any, steps: int | None, batches_per_step: int)
         updates=None if updates is None else int(updates.max()),
         steps=steps,
         batches_per_step=batches_per_step,
+        virtual_batch_size=getattr(layer, "virtual_batch_size", None),
     )
 
 

@@ -16,7 +16,7 @@ from evenkeel.doctor.neighbours import Call, neighbour, places
 from evenkeel.doctor.options import Options
 from evenkeel.errors import ArgumentError
 from evenkeel.surgery.pinned import is_pinned
-from evenkeel.surgery.walk import torch_normalizers
+from evenkeel.surgery.walk import is_ours_of_torch, torch_normalizers
 
 KIND = "torch module"
 NO_DATA = Unseen("the statistics of batches", "no data was given", "evenkeel.diagnose(model, data)")
@@ -25,6 +25,8 @@ MEASURES = ("size", "dim", "numel", "getattr")
 PASSING = ("Identity", "clone", "contiguous", "float", "to")
 LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul")
 """Functions, for whose bias nobody looks."""
+KEPT = ("moving_stddev", "renorm_mean", "renorm_stddev", "updates")
+"""What ours keep beside torch's buffers."""
 
 
 def recognises(subject: Any) -> bool:
@@ -55,7 +57,7 @@ def evidence(subject: Any, options: Options) -> Iterator[Evidence]:
         trains = _trains(layer) is not False
         if layer.running_mean is None:
             yield Phase(name, "inference", True, "track_running_stats=False", trains)
-        elif layer.training and not subject.training:
+        elif layer.training and not subject.training and not normalizers[name].frozen:
             yield Phase(name, "inference", True, "in training mode inside a module in eval mode", trains)
     yield from structure
     yield from _decays(layers, options.optimizer)
@@ -74,9 +76,10 @@ def _steps(optimizer: Any) -> int | None:
 
 
 def _normalizer(name: str, layer: Any, module: Any, steps: int | None, batches: int) -> Normalizer:
-    pinned, tracked = is_pinned(layer), layer.running_mean is not None
+    ours, tracked = is_ours_of_torch(layer), layer.running_mean is not None
+    told = is_pinned(layer) or (ours and layer.frozen)
     frozen: bool | str | None = None
-    if pinned or (module.training and not layer.training):
+    if told or (module.training and not layer.training):
         frozen = True if _trains(layer) else "all"
     elif module.training:
         frozen = False
@@ -87,11 +90,12 @@ def _normalizer(name: str, layer: Any, module: Any, steps: int | None, batches: 
         _values(layer.running_var),
         _values(layer.weight),
         _values(layer.bias),
+        others={part: values for part in KEPT if (values := _values(getattr(layer, part, None))) is not None},
         library="torch",
         momentum=None if layer.momentum is None else 1 - layer.momentum,
         epsilon=layer.eps,
-        average="cumulative" if layer.momentum is None else "exponential",
-        bessel_correction=True,
+        average="cumulative" if layer.momentum is None else layer.average if ours else "exponential",
+        bessel_correction=layer.bessel_correction if ours else True,
         frozen=frozen,
         trainable=_trains(layer),
         # A module in eval mode may be on its way to train.
@@ -99,7 +103,19 @@ def _normalizer(name: str, layer: Any, module: Any, steps: int | None, batches: 
         updates=None if counted is None else int(counted),
         steps=steps,
         batches_per_step=batches,
+        virtual_batch_size=layer.virtual_batch_size if ours else None,
+        replicas=_replicas(layer),
+        raises=not ours,
     )
+
+
+def _replicas(layer: Any) -> int:
+    """How many processes its statistics are of, where these run."""
+    import torch
+
+    together = layer.synchronized if is_ours_of_torch(layer) else isinstance(layer, torch.nn.SyncBatchNorm)
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size(layer.process_group) if together and running else 1
 
 
 def _trains(layer: Any) -> bool | None:
@@ -145,7 +161,10 @@ def _structure(module: Any, layers: dict[str, Any]) -> Iterator[Evidence]:
     times = Counter(id(modules[node.target]) for node in nodes if node.op == "call_module")
     (output,) = (node for node in nodes if node.op == "output")
     calls: dict[Hashable, Call] = {
-        node: _call(node, modules, names, times, constants) for node in nodes if node not in {output, *constants}
+        key: call
+        for node in nodes
+        if node not in {output, *constants}
+        for key, call in _calls(node, modules, names, times, constants)
     }
     found = places(calls, [source for source in output.all_input_nodes if source not in constants])
     yield Structure(tuple({place.name: place for place in found}.values()))
@@ -166,7 +185,30 @@ def _word(node: Any) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def _call(node: Any, modules: Any, names: dict[int, str], times: Counter[int], constants: set[Any]) -> Call:
+def _calls(
+    node: Any, modules: Any, names: dict[int, str], times: Counter[int], constants: set[Any]
+) -> Iterator[tuple[Hashable, Call]]:
+    """The call of a node; two of a normalizer that adds a residual to what it has normalized."""
+    from evenkeel.surgery.fold.torch import activation_name, normalized
+
+    module: Any = modules[node.target] if node.op == "call_module" else None
+    if id(module) not in names:
+        yield node, _call(node, modules, constants)
+        return
+    inputs, added = (tuple({source} - {None} - constants) for source in normalized(node))
+    step = neighbour(node.target, type(module).__name__)
+    activation = activation_name(module.activation) if is_ours_of_torch(module) else ""
+    last = (neighbour(node.target, activation),) if activation else ()
+    scale, times_called = module.weight is not None, times[id(module)]
+    place = Place(names[id(module)], scale=scale, calls=times_called, activation=bool(last))
+    if added:
+        yield (node, "normalized"), Call(inputs, (step,), place)
+        yield node, Call(((node, "normalized"), *added), (Neighbour(node.name, "junction"), *last))
+    else:
+        yield node, Call(inputs, (step, *last), place)
+
+
+def _call(node: Any, modules: Any, constants: set[Any]) -> Call:
     inputs = tuple(source for source in node.all_input_nodes if source not in constants)
     if node.op == "placeholder":
         return Call(inputs)
@@ -178,9 +220,6 @@ def _call(node: Any, modules: Any, names: dict[int, str], times: Counter[int], c
         return Call(inputs, () if word in PASSING else (step,))
     module = modules[node.target]
     step = _layer(node.target, module)
-    if id(module) in names:
-        place = Place(names[id(module)], scale=module.weight is not None, calls=times[id(module)])
-        return Call(inputs, (step,), place)
     passes = type(module).__name__ in PASSING or getattr(module, "p", None) == 0
     return Call(inputs, () if passes else (step,))
 

@@ -137,7 +137,7 @@ def _above(
     """The layer whose result a normalizer takes, or why there is none to fold into."""
     normalizer, source = calls[key].part, key
     while source == key or calls[source].part == "passes":
-        (source,) = calls[source].inputs
+        source, *_ = calls[source].inputs  # whatever else a normalizer takes is added afterwards
         if len(users[source]) > 1:
             return None, f"the result of {calls[source]} before it is used elsewhere too"
     call = calls[source]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -16,7 +17,7 @@ from evenkeel.errors import InputError
 from evenkeel.surgery.fold.algebra import Kernel, Linear
 from evenkeel.surgery.fold.plan import Call, Normalizer, Plan, plan
 from evenkeel.surgery.fold.report import Left
-from evenkeel.surgery.walk import TORCH_NORMALIZERS
+from evenkeel.surgery.walk import OUR_TORCH_NORMALIZERS, TORCH_NORMALIZERS, is_ours_of_torch, is_torch_normalizer
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
@@ -72,10 +73,10 @@ def folded(model: Any, data: Any) -> tuple[Any, Plan]:
     for node, linear in found.linears.items():
         _write(modules[node.target], linear)
     for node in found.gone:
-        result.set_submodule(node.target, torch.nn.Identity())
+        result.set_submodule(node.target, _rest(node, modules[node.target]))
     never = set(modules) - set(calls)
     for name in sorted(never):
-        if _is_normalizer(modules[name]) and not any(modules[name] is modules[other] for other in calls):
+        if is_torch_normalizer(modules[name]) and not any(modules[name] is modules[other] for other in calls):
             left.append(Left(name, "the module is not called in what torch.fx traced"))
     return result, found._replace(left=found.left + left)
 
@@ -126,7 +127,7 @@ def multiply_adds(model: Any, data: Any) -> int:
     """Of one example, in convolutions, dense layers and normalizers."""
     total = 0
     for module, x, output in _seen(model, data):
-        if _is_normalizer(module):
+        if is_torch_normalizer(module):
             total += output.numel()
         elif _kind(module) in LINEAR:
             used = x if _kind(module) in TRANSPOSED else output
@@ -165,10 +166,12 @@ def _inference(model: Any) -> Any:
 def _seen(model: Any, data: Any) -> list[Any]:
     """Each call of a linear layer or a normalizer: the module, its input and its output."""
     calls: list[Any] = []
-    modules = [module for module in model.modules() if _is_normalizer(module) or _kind(module) in LINEAR]
-    hooks = [
-        module.register_forward_hook(lambda *call: calls.append((call[0], *call[1], call[2]))) for module in modules
-    ]
+    modules = [module for module in model.modules() if is_torch_normalizer(module) or _kind(module) in LINEAR]
+
+    def note(module: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        calls.append((module, arguments[0] if arguments else options["input"], output))
+
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
     try:
         outputs(model, data)
     finally:
@@ -203,7 +206,7 @@ def traced(model: Any) -> Any:
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, module: Any, name: str) -> bool:
-            return _is_normalizer(module) or super().is_leaf_module(module, name)
+            return is_torch_normalizer(module) or super().is_leaf_module(module, name)
 
     try:
         return Tracer().trace(model)
@@ -214,17 +217,12 @@ def traced(model: Any) -> Any:
 
 
 def _kind(module: Any) -> str:
-    """The name of a class of torch itself, and empty for every other, which may do anything."""
+    """The name of a class of torch itself or of ours, and empty for every other, which may do anything."""
     import torch
 
     name = type(module).__name__
-    return name if getattr(torch.nn, name, None) is type(module) else ""
-
-
-def _is_normalizer(module: Any) -> bool:
-    import torch
-
-    return isinstance(module, tuple(getattr(torch.nn, name) for name in TORCH_NORMALIZERS))
+    owners = (torch.nn, sys.modules.get("evenkeel.layers.torch"))
+    return name if type(module) in [getattr(owner, name, None) for owner in owners] else ""
 
 
 def _call(node: Any, modules: Any, calls: Any, users: Any, read: set[str], ndims: Any) -> Call:
@@ -243,12 +241,15 @@ def _call(node: Any, modules: Any, calls: Any, users: Any, read: set[str], ndims
         refusal = f"is shared: it is called {calls[node.target]} times"
     elif node.target in read or any(users[id(value)] > 1 for value in module.parameters(recurse=False)):
         refusal = "shares its weights with others"
-    if _is_normalizer(module):
-        if kind not in TORCH_NORMALIZERS:
+    if is_torch_normalizer(module):
+        if kind not in (*TORCH_NORMALIZERS, *OUR_TORCH_NORMALIZERS):
             refusal = f"is a {type(module).__name__}, which may compute something else than its parent class"
         elif module.running_mean is None:
             refusal = "has no moving statistics: track_running_stats is False"
-        return call._replace(part=_normalizer(module), refusal=refusal)
+        given, residual = normalized(node)
+        inputs = (given, *(source for source in inputs if source is not given), *[residual] * (residual is given))
+        part = _normalizer(module, ndims[module], residual)
+        return call._replace(inputs=inputs, part=part, refusal=refusal)
     if len(inputs) == 1 and kind in PASSING:
         return call._replace(part="passes")
     if len(inputs) == 1 and kind in LINEAR:
@@ -262,11 +263,42 @@ def _values(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().cpu().double().numpy()
 
 
-def _normalizer(module: Any) -> Normalizer:
+def normalized(node: Any) -> tuple[Any, Any]:
+    """The node whose result a normalizer normalizes, and that whose result it adds, if there is one."""
+    given = dict(zip(("input", "residual"), node.args, strict=False)) | node.kwargs
+    return given["input"], given.get("residual")
+
+
+def activation_name(activation: Any) -> str:
+    """Of one of ours, for people; empty for none."""
+    if activation is None or isinstance(activation, str):
+        return activation or ""
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _rest(node: Any, module: Any) -> Any:
+    """What does the work of a normalizer that was folded, but for the normalization."""
+    import torch
+
+    from evenkeel.surgery.fold.rest import Rest
+
+    activation = module.activation if is_ours_of_torch(module) else None
+    plain = {None: torch.nn.Identity, "relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "elu": torch.nn.ELU}
+    known = activation is None or isinstance(activation, str)
+    if known and len(node.args) + len(node.kwargs) == 1:
+        return plain[activation]()
+    return Rest(plain[activation]() if known else activation)
+
+
+def _normalizer(module: Any, ndim: int, residual: Any) -> Normalizer:
+    axis, ending = 1, []
+    if is_ours_of_torch(module):
+        ending = ["a sum" if residual is not None else "", activation_name(module.activation)]
+        axis = module.axis % ndim
     mean, variance, gamma, beta = map(_values, (module.running_mean, module.running_var, module.weight, module.bias))
     if mean is None:
         mean, variance = np.zeros(module.num_features), np.ones(module.num_features)
-    return Normalizer.of(1, mean, variance, gamma, beta, module.eps)
+    return Normalizer.of(axis, mean, variance, gamma, beta, module.eps, " and ".join(filter(None, ending)))
 
 
 def _linear(module: Any, ndim: int) -> Linear:

@@ -141,5 +141,5 @@ def of(
     if nnx is not None and isinstance(model, nnx.Module):
         from evenkeel.surgery.recalibrate.flax import FlaxModule
 
-        return FlaxModule(model)
+        return FlaxModule(model, include_frozen=include_frozen)
     raise ArgumentError(FOREIGN.format(kind=type(model).__name__))

@@ -16,13 +16,13 @@ from evenkeel.surgery.pinned import is_pinned
 from evenkeel.surgery.recalibrate.feeding import plain
 from evenkeel.surgery.recalibrate.pool import glanced
 from evenkeel.surgery.recalibrate.subject import Call, Normalizer, Seen
-from evenkeel.surgery.walk import torch_normalizers
+from evenkeel.surgery.walk import is_ours_of_torch, torch_normalizers
 
 
 class TorchModule:
     """Hooks before every normalizer, and every module in eval mode, while it runs.
 
-    `num_batches_tracked` stays: it counts training steps, and matters with `momentum=None` only.
+    `num_batches_tracked` of torch's own stays: it counts training steps, and matters with `momentum=None` only.
     """
 
     class_axis = 1
@@ -76,15 +76,19 @@ class TorchModule:
 
 
 def _before(normalizer: Normalizer, seen: Seen) -> Callable[..., None]:
-    def hook(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def hook(layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         x = arguments[0] if arguments else options["input"]
+        given = {name: options.get(name) for name in ("mask", "sample_weight")}
+        axis = layer.axis if is_ours_of_torch(layer) else 1
 
         def measure() -> Moments:
             # Apple's GPU has no float64.
-            found = moments(x if x.device.type == "mps" else x.double(), axis=1)
+            found = moments(x if x.device.type == "mps" else x.double(), axis=axis, **given)
             return Moments(plain(found.mean), plain(found.variance), plain(found.count))
 
-        state = seen(normalizer, Call(x, 1, measure, functools.partial(glanced, x, axis=1)))
+        glance = functools.partial(glanced, x, axis=axis, **given)
+        masked = any(weight is not None for weight in given.values())
+        state = seen(normalizer, Call(x, axis, measure, glance, masked))
         if state is not None:
             normalizer.write(state)
 
@@ -93,7 +97,7 @@ def _before(normalizer: Normalizer, seen: Seen) -> Callable[..., None]:
 
 def _frozen(module: Any, layer: Any) -> str | None:
     """Why a layer is, if it is."""
-    if is_pinned(layer):
+    if is_pinned(layer) or (is_ours_of_torch(layer) and layer.frozen):
         return "frozen"
     if module.training and not layer.training:
         return "frozen: in eval mode, though the module is in training mode"
@@ -103,17 +107,28 @@ def _frozen(module: Any, layer: Any) -> str | None:
 def _normalizer(name: str, layer: Any, left: str | None) -> Normalizer:
     import torch
 
+    ours = is_ours_of_torch(layer)
+
     def read() -> State:
-        # A copy, or it would change with the buffer; bfloat16 is nothing to NumPy.
-        return State(*(np.array(plain(buffer.float() if buffer.itemsize < 4 else buffer)) for buffer in buffers()))
+        return State(*(None if buffer is None else _values(buffer) for buffer in buffers()))
 
     def write(state: State) -> None:
-        for buffer, value in zip(buffers(), state, strict=False):
-            buffer.copy_(torch.as_tensor(value))
+        for buffer, value in zip(buffers(), state, strict=True):
+            if buffer is not None and value is not None:
+                buffer.copy_(torch.as_tensor(value))
+        if state.updates is not None:
+            layer.num_batches_tracked.copy_(layer.updates.max())
 
-    def buffers() -> tuple[Any, Any]:
-        return layer.running_mean, layer.running_var
+    def buffers() -> State:
+        more = State._fields[2:] if ours else ()
+        return State(layer.running_mean, layer.running_var, *(getattr(layer, name) for name in more))
 
     if layer.running_mean is None:
         left = "it keeps no statistics (track_running_stats=False)"
-    return Normalizer(name or type(layer).__name__, layer.eps, True, read, write, left)
+    sample = layer.bessel_correction if ours else True
+    return Normalizer(name or type(layer).__name__, layer.eps, sample, read, write, left)
+
+
+def _values(buffer: Any) -> np.ndarray:
+    """A copy, or it would change with the buffer; bfloat16 is nothing to NumPy."""
+    return np.array(plain(buffer.float() if buffer.itemsize < 4 else buffer))
