@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names that the examples in docstrings may use without importing them."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -9,10 +10,31 @@ import pytest
 import evenkeel
 from evenkeel import backends
 
-if os.environ.get("KERAS_BACKEND") != "tensorflow":
-    collect_ignore_glob = ["src/evenkeel/tf1/*", "src/evenkeel/workloads/sessions.py", "tests/tf1/*"]
-    collect_ignore_glob += ["src/evenkeel/workloads/apis/*", "src/evenkeel/doctor/monitor/session.py"]
-if os.environ.get("KERAS_BACKEND") == "numpy":
+NAME = os.environ.get("KERAS_BACKEND")
+if NAME != "torch":  # where the tests of our kernels load it in a way of their own
+    # Workaround: Triton 3.9 aborts the process if it is loaded after TensorFlow 2.21, as torch._dynamo does.
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
+OF = {
+    "tensorflow": [
+        "src/evenkeel/tf1/*",
+        "src/evenkeel/workloads/sessions.py",
+        "src/evenkeel/workloads/apis/*",
+        "src/evenkeel/workloads/parallel/tensorflow.py",
+        "src/evenkeel/doctor/monitor/session.py",
+        "tests/tf1/*",
+    ],
+    "jax": ["src/evenkeel/flax.py", "src/evenkeel/layers/flax.py", "src/evenkeel/workloads/parallel/jax.py"],
+    "torch": [
+        "src/evenkeel/torch.py",
+        "src/evenkeel/layers/torch.py",
+        "src/evenkeel/backends/torch/*",
+        "src/evenkeel/workloads/parallel/torch.py",
+    ],
+}
+"""What is collected with one backend only."""
+collect_ignore_glob = [path for name, paths in OF.items() if name != NAME for path in paths]
+if NAME == "numpy":
     collect_ignore_glob += ["src/evenkeel/doctor/monitor/keras.py"]
 
 
