@@ -23,7 +23,8 @@ __all__ = ["application", "main"]
 def main() -> None:
     """Run the verb on the command line and end the process.
 
-    The exit code is 0 when all went well, 1 when what the verb checks did not hold, 2 for bad input, 130 after Ctrl-C.
+    The exit code is 0 when all went well, 1 when what the verb checks did not hold, 2 for bad input, 75 where another
+    process was lost, 130 after Ctrl-C.
     """
     application()()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -14,18 +15,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evenkeel.errors import ArgumentError, InputError, MissingLibraryError
+from evenkeel.errors import ArgumentError, EvenkeelError, InputError, MissingLibraryError
 from evenkeel.files import remove, replacing
-from evenkeel.workloads.training import SUFFIXES, Settings, Trainer
+from evenkeel.workloads.launch import LOST_ANOTHER, follow_launcher, launch, launched
+from evenkeel.workloads.training import ALONE, JOINING, SUFFIXES, Place, Settings, Trainer
 
 if TYPE_CHECKING:
     from evenkeel.workloads.data import Dataset
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 HELP = "Train a small network with batch norm on handwritten digits, and show that what it saves predicts the same."
 
 HISTORY, CURVES = "history.json", "curves.png"
+GOES_ON = "{out} has {done} of {epochs} epochs; the same command with --resume goes on"
+LOST = "another process was lost, and this one ends too; the same command with --resume goes on ({reason})"
+NOBODY_CAME = "waited {seconds} s for the other processes in vain; start all that the environment names"
 HEADER = "epoch   train loss   train accuracy   test loss   test accuracy"
 
 
@@ -91,12 +98,17 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the model, its history, its curves.")] = Path("evenkeel-train"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run in that folder first.")] = False,
+    processes: Annotated[
+        int, typer.Option(help="Train in so many processes of this machine, each with its share of every batch.", min=1)
+    ] = 1,
 ) -> None:
     """Train, save after every epoch, and predict once more with what was saved.
 
+    Where a launcher says that this process is one of several, it trains with the others.
+
     Raises:
         EvenkeelError: the data, the folder or an option cannot be used.
-        typer.Exit: with code 1, where the saved model does not predict the same.
+        typer.Exit: with code 1, where the saved model does not predict the same; with 75, where a process was lost.
     """
     settings = Settings(
         model=model,
@@ -110,47 +122,64 @@ def run(
         seed=seed,
         api=api,
     )
-    _check(settings)
+    _check(settings, processes)
     if resume and overwrite:
         raise ArgumentError("--resume and --overwrite were given; give one of them")
     saved = _previous(out, settings, epochs) if resume else _nothing_yet(out, settings, overwrite=overwrite)
     dataset = _dataset(data, seed)
-    _import_keras(backend)
-    network = _new(settings, dataset.train_images)
-    if resume:
-        network.restore(out / saved.checkpoint)
-    else:
-        _clear(out)
-        _save(out, network, saved)
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(HEADER)
-    for row in saved.epochs:
-        console.print(_line(row))
-    try:
-        with _progress(console) as progress:
-            steps = math.ceil(len(dataset.train_labels) / batch_size)
-            bar = progress.add_task("training", total=epochs * steps, completed=len(saved.epochs) * steps)
-            advance = functools.partial(progress.advance, bar)
-            remaining = range(len(saved.epochs) + 1, epochs + 1)
-            for row in _epochs(remaining, network, dataset, settings, after_step=advance):
-                saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
-                _save(out, network, saved)
-                console.print(_line(row))
-        model_name = _name("model", settings)
-        _save(out, network, saved._replace(checkpoint=model_name))
-        _plot(out, saved.epochs)
-        console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
-        _compare(console, network, out / model_name, dataset.test_images, settings)
-    except KeyboardInterrupt:
-        done = f"{out} has {len(saved.epochs)} of {epochs} epochs"
-        raise KeyboardInterrupt(f"{done}; the same command with --resume goes on") from None
-
-
-def _check(settings: Settings) -> None:
-    """Whether the API can do what was asked; ours can do all."""
-    if settings.api == "evenkeel":
+    if processes > 1:
+        _require(backend)
+        _launch(settings, processes, epochs, out, resume=resume, overwrite=overwrite)
         return
+    _import_keras(backend)
+    with _joined(settings) as place:
+        network = _new(settings, dataset.train_images, place)
+        keep = functools.partial(_save, out, network) if place.rank == 0 else lambda saved: None
+        if resume:
+            network.restore(out / saved.checkpoint)
+        elif place.rank == 0:
+            _clear(out)
+            keep(saved)
+
+        console = Console(highlight=False, markup=False, soft_wrap=True, quiet=place.rank > 0)
+        console.print(HEADER)
+        for row in saved.epochs:
+            console.print(_line(row))
+        try:
+            with _progress(console) as progress:
+                steps = math.ceil(len(dataset.train_labels) / batch_size)
+                bar = progress.add_task("training", total=epochs * steps, completed=len(saved.epochs) * steps)
+                advance = functools.partial(progress.advance, bar)
+                remaining = range(len(saved.epochs) + 1, epochs + 1)
+                for row in _epochs(remaining, network, dataset, settings, after_step=advance):
+                    saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
+                    keep(saved)
+                    console.print(_line(row))
+            if place.rank == 0:
+                model_name = _name("model", settings)
+                keep(saved._replace(checkpoint=model_name))
+                _plot(out, saved.epochs)
+                console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
+                _compare(console, network, out / model_name, dataset.test_images, settings)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GOES_ON.format(out=out, done=len(saved.epochs), epochs=epochs)) from None
+
+
+def _check(settings: Settings, processes: int) -> None:
+    """Whether the API can do what was asked; ours can do all, but not all at once."""
+    one_of_several = launched(settings.backend)
+    if one_of_several and processes > 1:
+        raise ArgumentError(f"--processes {processes} was given to one of several processes already; leave it out")
+    if settings.api == "evenkeel":
+        if settings.virtual_batch_size and (one_of_several or processes > 1):
+            raise ArgumentError(
+                f"--virtual-batch-size {settings.virtual_batch_size} splits the batch, of which several processes take "
+                "the statistics together; leave it out, or train in one process"
+            )
+        return
+    if one_of_several or processes > 1:
+        given = f"--processes {processes}" if processes > 1 else "to be one of several processes"
+        raise ArgumentError(f"{given} needs --api evenkeel, and --api {settings.api} was given; train in one process")
     for name, wanted in (("model", "mlp"), ("backend", "tensorflow"), ("renorm", False), ("virtual_batch_size", None)):
         value = getattr(settings, name)
         if value != wanted:
@@ -158,6 +187,90 @@ def _check(settings: Settings) -> None:
             given = option if value is True else f"{option} {value}"
             remedy = f"give {option} {wanted}" if wanted else "leave it out"
             raise ArgumentError(f"{given} needs --api evenkeel, and --api {settings.api} was given; {remedy}")
+
+
+# Several processes.
+
+
+def _launch(settings: Settings, processes: int, epochs: int, out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Run this command in `processes`; end as the first did that failed."""
+    options = settings._asdict() | {"epochs": epochs, "out": out, "resume": resume, "overwrite": overwrite}
+    if settings.data == "digits":
+        del options["data"]
+    try:
+        failure = launch(settings.backend, processes, ["evenkeel", "train", *_as_arguments(options)])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_now(settings, epochs, out)) from None
+    if failure is None:
+        return
+    own_words = [line for line in failure.said.splitlines() if line.startswith("evenkeel: ")]
+    if own_words and failure.code != LOST_ANOTHER:
+        print(own_words[-1], file=sys.stderr)
+        raise typer.Exit(failure.code)
+    print(f"evenkeel: {failure}, and the others with it; {_what_now(settings, epochs, out)}", file=sys.stderr)
+    raise typer.Exit(LOST_ANOTHER)
+
+
+def _as_arguments(options: dict[str, object]) -> list[str]:
+    """
+    Example:
+        >>> _as_arguments({"batch_size": 32, "renorm": True, "resume": False, "virtual_batch_size": None})
+        ['--batch-size', '32', '--renorm']
+    """
+    arguments = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            arguments += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return arguments
+
+
+def _what_now(settings: Settings, epochs: int, out: Path) -> str:
+    try:
+        done = len(_previous(out, settings, epochs).epochs)
+    except InputError:
+        return f"{out} has no epoch of this run; start again"
+    return GOES_ON.format(out=out, done=done, epochs=epochs)
+
+
+@contextlib.contextmanager
+def _joined(settings: Settings) -> Iterator[Place]:
+    """The place of this process among those that train together, all of which are there inside."""
+    if not launched(settings.backend):
+        yield ALONE
+        return
+    follow_launcher()
+    with _quiet():
+        parallel = importlib.import_module(f"evenkeel.workloads.parallel.{settings.backend}")
+    nobody_came = threading.Timer(JOINING, _end_at_once, (LOST_ANOTHER, NOBODY_CAME.format(seconds=JOINING)))
+    nobody_came.daemon = True
+    nobody_came.start()
+    try:
+        with _quiet(1):
+            place = parallel.join()
+        nobody_came.cancel()
+        yield place
+    except parallel.LOST as error:
+        _end_at_once(LOST_ANOTHER, LOST.format(reason=_reason(error)))
+    except BaseException as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, EvenkeelError) else 1
+        # When the interpreter ends, libraries would wait for processes that wait for this one.
+        atexit.register(_end_at_once, getattr(error, "exit_code", code))
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """What the library said at first, before layers and graphs have told where they were, in one line."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return textwrap.shorten(str(error).split("\n\n")[-1], 300)
+
+
+def _end_at_once(code: int, why: str = "") -> NoReturn:
+    if why:
+        print(f"evenkeel: {why}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # The folder of a run.
@@ -242,15 +355,23 @@ def _dataset(folder: Path | None, seed: int) -> Dataset:
     return digits(seed=seed) if folder is None else mnist(folder)
 
 
-def _import_keras(backend: str) -> None:
-    """Import Keras for `backend`.
-
+def _require(backend: str) -> None:
+    """
     Raises:
         MissingLibraryError: Keras, what it computes with, or Matplotlib is not installed.
     """
     for library, extra in ((backend, backend), ("keras", "train"), ("matplotlib", "train")):
         if importlib.util.find_spec(library) is None:
             raise MissingLibraryError(f'{library} is not installed; pip install "evenkeel[{extra}]"')
+
+
+def _import_keras(backend: str) -> None:
+    """Import Keras for `backend`.
+
+    Raises:
+        MissingLibraryError: it cannot be.
+    """
+    _require(backend)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _quiet():
@@ -258,23 +379,27 @@ def _import_keras(backend: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what is written to file descriptor 2: TensorFlow 2.21 talks about oneDNN there when it is imported."""
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+def _quiet(*descriptors: int) -> Iterator[None]:
+    """Drop what is written to these file descriptors, stderr by default.
+
+    TensorFlow 2.21 talks about oneDNN there when it is imported, and Gloo on stdout about its peers.
+    """
+    with contextlib.ExitStack() as stack:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        for descriptor in descriptors or (2,):
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+            os.dup2(nowhere, descriptor)
         yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(nowhere)
-        os.close(stderr)
 
 
-def _new(settings: Settings, images: np.ndarray) -> Trainer:
+def _new(settings: Settings, images: np.ndarray, place: Place = ALONE) -> Trainer:
     """An untrained network for such images; the settings decide its weights."""
+    name = f"apis.{settings.api}" if place.processes == 1 else f"parallel.{settings.backend}"
     with _quiet():  # TensorFlow may be imported only here, and Keras seeds it where it is installed
-        module = importlib.import_module(f"evenkeel.workloads.apis.{settings.api}")
+        module = importlib.import_module(f"evenkeel.workloads.{name}")
         network: Trainer = module.Network(settings, images.shape[1:])
     return network
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from evenkeel.errors import InputError
 
-__all__ = ["SUFFIXES", "Settings", "Trainer", "unreadable"]
+__all__ = ["ALONE", "JOINING", "SUFFIXES", "WAITING", "Place", "Settings", "Trainer", "unreadable"]
 
 SUFFIXES = {
     "evenkeel": ".keras",
@@ -22,6 +22,24 @@ SUFFIXES = {
     "keras": ".h5",
 }
 """API -> how what it saves is called; each is a module of `workloads.apis`."""
+
+
+JOINING, WAITING = 300, 45
+"""Seconds that one of several processes waits for the others: for their start, and for a message while they train."""
+
+
+class Place(NamedTuple):
+    """Which of the processes that train together this one is.
+
+    rank: from 0 on; 0 writes the files and speaks.
+    processes: how many there are.
+    """
+
+    rank: int
+    processes: int
+
+
+ALONE = Place(0, 1)
 
 
 class Settings(NamedTuple):
