@@ -151,6 +151,19 @@ def differentiable(backend):
     return backend
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """JAX leaves LLVM's passes out, which take longer than the models run. The formulas' own tests have them on."""
+    if NAME != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(params=["kernels", "formula"])
 def path(request):
     """With kernels and without; nothing but speed and the last bits may differ."""

@@ -2,7 +2,6 @@
 """`evenkeel train`, as a process: what it learns, keeps, survives and refuses."""
 
 import contextlib
-import functools
 import gzip
 import importlib.util
 import json
@@ -33,16 +32,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 needs_keras = pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on TensorFlow, JAX and PyTorch")
 
 
-def started(*arguments):
+def python(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "KERAS_BACKEND": "tensorflow"}
     return subprocess.Popen(
-        [sys.executable, "-m", "evenkeel", "train", *map(str, arguments)],
+        [sys.executable, *arguments],
         # Two trainings run side by side here, and PyTorch's threads wait by spinning: 4 times slower on 2 cores.
         env={**environment, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def started(*arguments):
+    return python("-m", "evenkeel", "train", *map(str, arguments))
 
 
 class Ended(NamedTuple):
@@ -322,32 +325,93 @@ needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="the old A
 without_tf_keras = pytest.mark.skipif(importlib.util.find_spec("tf_keras") is None, reason="tf_keras is not installed")
 OLD = ["helper", "layers", "contrib", "estimator", pytest.param("keras", marks=without_tf_keras)]
 RESUMED = {"layers": ".saver", "estimator": ".estimator", "keras": ".h5"}  # one for each way to save
+DAMAGED = {
+    "layers": "model.saver/model.ckpt.index",
+    "estimator": "model.estimator/model.ckpt-90.data-00000-of-00001",
+    "keras": "model.h5",
+}
+# TensorFlow is imported once, and each training is a copy of that process. After it come its exit code on stdout,
+# between two zeros, and a zero on stderr.
+IN_TURN = """
+import json, os, sys
+from evenkeel.cli import application, train
+train._import_keras("tensorflow")
+import evenkeel.tf1
+if sys.argv[1] == "unproved":
+    train._compare = lambda *_: None
+for command in json.loads(sys.argv[2]):
+    child = os.fork()
+    if not child:
+        application()(["train", *command])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(end=f"\\0{code}\\0", flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
+"""
+
+
+def run_in_turn(*commands, proof="proved"):
+    """How each training ended; `unproved`, without the fresh process that predicts once more."""
+    with python("-c", IN_TURN, proof, json.dumps([[*map(str, command)] for command in commands])) as process:
+        whole = ended(process)
+    assert whole.code == 0, whole.err
+    out, err = whole.out.split("\0"), whole.err.split("\0")
+    return [Ended(int(code), *texts) for code, *texts in zip(out[1::2], out[:-1:2], err[:-1], strict=True)]
+
+
+class OldRuns(NamedTuple):
+    """Of each old API. Those in `RESUMED` had two epochs in one process, and the third in another.
+
+    damaged: the second part, where the first part's file was cut.
+    diverged: with a learning rate that is too large.
+    """
+
+    ended: dict[str, Ended]
+    folder: dict[str, Path]
+    damaged: dict[str, Ended]
+    diverged: dict[str, Ended]
 
 
 @pytest.fixture(scope="module")
-def old_run(tmp_path_factory):
-    """API -> its last process and its folder, after three epochs; those of `RESUMED` in two parts."""
+def old_runs(tmp_path_factory):
     parent = tmp_path_factory.mktemp("old")
-
-    @functools.cache
-    def trained(api):
-        arguments = ["--api", api, "--out", parent / api]
-        if api in RESUMED:
-            first = run(*arguments, "--epochs", 2)
-            assert first.code == 0, first.err
-            return run(*arguments, "--epochs", 3, "--resume"), parent / api
-        return run(*arguments, "--epochs", 3), parent / api
-
-    return trained
+    resumed = [api for api in RESUMED if api != "keras" or importlib.util.find_spec("tf_keras")]
+    once, diverging = ["helper", "contrib"], ["layers", "estimator"]
+    folder = {api: parent / api for api in [*once, *resumed]}
+    first = [["--api", api, "--epochs", 2, "--out", folder[api]] for api in resumed]
+    for part in run_in_turn(*first, proof="unproved"):
+        assert part.code == 0, part.err
+    for api in resumed:
+        shutil.copytree(folder[api], parent / f"damaged-{api}")
+        path = parent / f"damaged-{api}" / DAMAGED[api]
+        path.write_bytes(path.read_bytes()[:100])
+    commands = [
+        *(["--api", api, "--epochs", 3, "--out", folder[api]] for api in once),
+        *(["--api", api, "--epochs", 3, "--out", folder[api], "--resume"] for api in resumed),
+        *(["--api", api, "--epochs", 3, "--out", parent / f"damaged-{api}", "--resume"] for api in resumed),
+        *(
+            ["--api", api, "--epochs", 2, "--out", parent / f"1e30-{api}", "--learning-rate", "1e30"]
+            for api in diverging
+        ),
+    ]
+    ends = iter(run_in_turn(*commands))
+    groups = [{api: next(ends) for api in apis} for apis in ([*once, *resumed], resumed, diverging)]
+    return OldRuns(groups[0], folder, *groups[1:])
 
 
 def numbers(folder):
     return np.array([list(row.values()) for row in history(folder)["epochs"]])
 
 
+def our_rows(epochs, momentum):
+    settings = train.Settings("mlp", "digits", "tensorflow", 32, 0.1, momentum, False, None, 0)
+    dataset = train._dataset(None, 0)
+    network = train._new(settings, dataset.train_images)
+    return np.array(list(train._epochs(range(1, epochs + 1), network, dataset, settings, after_step=lambda: None)))
+
+
 @pytest.fixture(scope="module")
-def our_numbers(old_run):
-    return numbers(old_run("evenkeel")[1])
+def our_numbers():
+    return our_rows(3, momentum=0.9)
 
 
 # From the same first weights and batches: what is left is rounding, 1e-7 where this was written.
@@ -356,26 +420,22 @@ SAME = 1e-5
 
 @needs_tensorflow
 @pytest.mark.parametrize("api", OLD)
-def test_all_apis_learn_the_same(old_run, our_numbers, api):
-    ended, folder = old_run(api)
-    assert ended.code == 0, ended.err
-    np.testing.assert_allclose(numbers(folder), our_numbers, rtol=0, atol=SAME)
+def test_all_apis_learn_the_same(old_runs, our_numbers, api):
+    assert old_runs.ended[api].code == 0, old_runs.ended[api].err
+    np.testing.assert_allclose(numbers(old_runs.folder[api]), our_numbers, rtol=0, atol=SAME)
 
 
 @needs_tensorflow
 def test_another_average_would_have_been_noticed(our_numbers):
-    settings = train.Settings("mlp", "digits", "tensorflow", 32, 0.1, 0.9 * 32 / 31, False, None, 0)
-    dataset = train._dataset(None, 0)
-    network = train._new(settings, dataset.train_images)
-    (row,) = train._epochs(range(1, 2), network, dataset, settings, after_step=lambda: None)
+    row = train.Row(*our_rows(1, momentum=0.9 * 32 / 31)[0])
     assert abs(row.train_loss - our_numbers[0, 1]) <= SAME
     assert abs(row.test_loss - our_numbers[0, 3]) > 100 * SAME
 
 
 @needs_tensorflow
 @pytest.mark.parametrize("api", OLD)
-def test_an_old_api_prints_the_same_table(old_run, api):
-    ended, folder = old_run(api)
+def test_an_old_api_prints_the_same_table(old_runs, api):
+    ended, folder = old_runs.ended[api], old_runs.folder[api]
     saved = next(folder.glob("model.*")).name
     assert ended.err == ""
     assert ended.out.splitlines() == [
@@ -388,45 +448,34 @@ def test_an_old_api_prints_the_same_table(old_run, api):
 
 @needs_tensorflow
 @pytest.mark.parametrize("api", OLD)
-def test_an_old_api_leaves_what_it_saved_and_no_more(old_run, api):
-    folder = old_run(api)[1]
+def test_an_old_api_leaves_what_it_saved_and_no_more(old_runs, api):
     saved = f"model{RESUMED.get(api, '.saver')}"
-    assert sorted(path.name for path in folder.iterdir()) == [train.CURVES, train.HISTORY, saved]
+    assert sorted(path.name for path in old_runs.folder[api].iterdir()) == [train.CURVES, train.HISTORY, saved]
 
 
 @needs_tensorflow
-@pytest.mark.parametrize(
-    ("api", "damaged"),
-    [
-        ("layers", "model.saver/model.ckpt.index"),
-        ("estimator", "model.estimator/model.ckpt-135.data-00000-of-00001"),
-        pytest.param("keras", "model.h5", marks=without_tf_keras),
-    ],
-)
-def test_what_an_old_api_cannot_read_is_named(old_run, tmp_path, api, damaged):
-    shutil.copytree(old_run(api)[1], tmp_path / "run")
-    path = tmp_path / "run" / damaged
-    path.write_bytes(path.read_bytes()[:100])
-    result = run("--api", api, "--out", tmp_path / "run", "--epochs", 4, "--resume")
-    assert result.code == 2
-    assert len(result.err.splitlines()) == 1
-    assert f"model{RESUMED[api]} cannot be loaded (" in result.err
+@pytest.mark.parametrize("api", ["layers", "estimator", pytest.param("keras", marks=without_tf_keras)])
+def test_what_an_old_api_cannot_read_is_named(old_runs, api):
+    ended = old_runs.damaged[api]
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert f"model{RESUMED[api]} cannot be loaded (" in ended.err
 
 
 @needs_tensorflow
-def test_overwriting_removes_folders_too(old_run, tmp_path):
-    shutil.copytree(old_run("layers")[1], tmp_path / "run")
+def test_overwriting_removes_folders_too(old_runs, tmp_path):
+    shutil.copytree(old_runs.folder["layers"], tmp_path / "run")
     train._clear(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
 
 
 @needs_tensorflow
 @pytest.mark.parametrize("api", ["layers", "estimator"])
-def test_an_old_api_names_the_learning_rate_too(tmp_path, api):
-    result = run("--api", api, "--learning-rate", "1e30", "--epochs", 2, "--out", tmp_path)
-    assert result.code == 2
-    assert len(result.err.splitlines()) == 1
-    assert "--learning-rate 1e+30 led to" in result.err
+def test_an_old_api_names_the_learning_rate_too(old_runs, api):
+    ended = old_runs.diverged[api]
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "--learning-rate 1e+30 led to" in ended.err
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

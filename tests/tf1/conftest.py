@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorFlow as `tf.disable_v2_behavior()` leaves it, for one test; the process has TensorFlow 2 again afterwards."""
 
+import contextlib
 import os
 
 import pytest
@@ -15,9 +16,8 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="tf1 is TensorFlow's"))
 
 
-@pytest.fixture
-def graph():
-    """A fresh graph under TensorFlow 1's rules: reference variables, `Dimension`s, old control flow."""
+@contextlib.contextmanager
+def _fresh_graph():
     import tensorflow as tf
 
     for switch in SWITCHES:
@@ -28,6 +28,19 @@ def graph():
     finally:
         for switch in SWITCHES:
             getattr(tf.compat.v1, f"enable_{switch}")()
+
+
+@pytest.fixture(scope="session")
+def fresh_graph():
+    """`with fresh_graph() as graph:` is what `graph` gives a test, for as long as a fixture wants it."""
+    return _fresh_graph
+
+
+@pytest.fixture
+def graph():
+    """A fresh graph under TensorFlow 1's rules: reference variables, `Dimension`s, old control flow."""
+    with _fresh_graph() as graph:
+        yield graph
 
 
 @pytest.fixture

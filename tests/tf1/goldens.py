@@ -37,10 +37,16 @@ def cases(kind=None, api=None):
 
 def arrays(case):
     """name -> array; bfloat16 is stored as float32."""
-    if not case["npz"]:
-        return {}
-    with np.load(GOLDENS / case["npz"]) as file:
-        return dict(file)
+    return dict(_content(case["npz"])) if case["npz"] else {}
+
+
+@functools.lru_cache(maxsize=4)  # a test asks for each array of its case
+def _content(path):
+    with np.load(GOLDENS / path) as file:
+        content = dict(file)
+    for array in content.values():
+        array.flags.writeable = False
+    return content
 
 
 def starting_with(prefix, values):

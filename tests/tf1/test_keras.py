@@ -115,8 +115,8 @@ def test_numbers(case, session):
         goldens.check(case, y, f"y_train_{number}")
         for name, value in gradients.items():
             goldens.check(case, value, f"{name}_{number}")
-        for name, variable in program.variables.items():
-            goldens.check(case, session.run(variable), f"state_{number}/{name}")
+        for name, value in session.run(program.variables).items():
+            goldens.check(case, value, f"state_{number}/{name}")
     goldens.check(case, session.run(program.y_infer, program.feed("x_test", False)), "y_infer")
 
 
