@@ -22,6 +22,7 @@ __all__ = [
     "Case",
     "Contender",
     "Data",
+    "built",
     "contenders",
     "epoch_stopwatch",
     "networks",
@@ -186,22 +187,23 @@ def _expected(case: Case, data: Data, divisor: str) -> Iterator[tuple[str, np.nd
 # The contenders.
 
 
+def built(kind: Callable[..., Any], case: Case, data: Data, **options: Any) -> Any:
+    """A layer of a kind, with the weights of `data`."""
+    policy = "float32" if case.dtype == "float32" else "mixed_bfloat16"
+    layer = kind(momentum=MOMENTUM, epsilon=EPSILON, dtype=policy, **options)
+    layer.build(case.shape)
+    layer.set_weights(list(data[2:]))
+    return layer
+
+
 def _layers(case: Case, data: Data) -> Iterator[tuple[Role, str, Any]]:
-    """Our layer and Keras's, built, with the weights of `data`."""
+    """Our layer and Keras's."""
     import keras
 
     from evenkeel import BatchNormalization
 
-    policy = "float32" if case.dtype == "float32" else "mixed_bfloat16"
-    options: dict[str, Any] = {"momentum": MOMENTUM, "epsilon": EPSILON, "dtype": policy}
-
-    def built(layer):
-        layer.build(case.shape)
-        layer.set_weights(list(data[2:]))
-        return layer
-
-    yield "ours", "evenkeel.BatchNormalization", built(BatchNormalization(**options))
-    yield "keras", "keras.layers.BatchNormalization", built(keras.layers.BatchNormalization(**options))
+    yield "ours", "evenkeel.BatchNormalization", built(BatchNormalization, case, data)
+    yield "keras", "keras.layers.BatchNormalization", built(keras.layers.BatchNormalization, case, data)
 
 
 def _tensorflow(case: Case, data: Data) -> Iterator[Contender]:
