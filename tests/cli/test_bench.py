@@ -11,6 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from evenkeel.cli import bench
+from evenkeel.cli.bench import contest as contest_bench
+from evenkeel.cli.bench import gpu as gpu_bench
+from evenkeel.cli.bench import running, shown
+from evenkeel.cli.bench import scaling as scaling_bench
 from evenkeel.errors import ArgumentError, InputError
 from evenkeel.files import check_free
 from evenkeel.workloads import contenders, contest, gpu, processes, scaling
@@ -181,21 +185,21 @@ def a_case(role, fault):
 
 def report_of(case):
     machine = dict.fromkeys(("processor", "cores", "system", "python", "numpy", "evenkeel"), "x")
-    return bench.Report(machine, {"jax": {"jax": "1"}, "torch": "torch is not installed"}, [case], [], [], [])
+    return contest_bench.Report(machine, {"jax": {"jax": "1"}, "torch": "torch is not installed"}, [case], [], [], [])
 
 
 @pytest.mark.parametrize("role", ["ours", "keras"])
 def test_who_is_wrong_is_told(role, capsys):
     case = a_case(role, "dx is off by 0.1, and 1e-05 is allowed")
-    bench._show(bench.Console(width=120), report_of(case))
+    contest_bench.show(bench.Console(width=120), report_of(case))
     out = capsys.readouterr().out
     assert f"not {role}" in out and "torch: torch is not installed" in out and "native: not installed" in out
     assert "wrong: jax, 2x3, float32, training: " in out and "dx is off by 0.1, and 1e-05 is allowed" in out
-    assert bench._ours_is_wrong(case) == (role == "ours")
+    assert contest_bench.faulty(report_of(case)) == (role == "ours")
 
 
 def test_who_is_right_is_not(capsys):
-    bench._show(bench.Console(width=120), report_of(a_case("ours", "")))
+    contest_bench.show(bench.Console(width=120), report_of(a_case("ours", "")))
     out = capsys.readouterr().out
     assert " all " in out and "wrong" not in out
 
@@ -203,7 +207,7 @@ def test_who_is_right_is_not(capsys):
 @pytest.mark.parametrize(("fault", "code"), [("dx is off by 1, and 0.1 is allowed", 1), ("", 0)])
 def test_a_wrong_answer_of_ours_is_exit_code_1(fault, code, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "_backends", lambda asked: {"jax": ""})
-    monkeypatch.setattr(bench, "_measure", lambda *arguments: report_of(a_case("ours", fault)))
+    monkeypatch.setattr(contest_bench, "measure", lambda *arguments: report_of(a_case("ours", fault)))
     arguments = dict.fromkeys(("backend", "shape", "dtype", "seconds", "json_file", "plot"))
     try:
         bench.run(**arguments, quick=True, fit=False, overwrite=False)
@@ -224,21 +228,21 @@ def lives(backend):
 
 
 def test_a_process_that_dies_is_told_with_its_last_words():
-    items = bench._in_a_process(dies, "jax")
+    items = running.in_a_process(dies, "jax")
     assert next(items) == 1
     with pytest.raises(ProcessEndedError, match="dies ended with exit code 9, and the last words: no memory left"):
         next(items)
 
 
 def test_a_process_that_lives_just_ends():
-    assert list(bench._in_a_process(lives, "jax")) == [1]
+    assert list(running.in_a_process(lives, "jax")) == [1]
 
 
 @pytest.mark.parametrize(
     ("value", "digits"), [(0.01234, "0.0123"), (0.9996, "1.000"), (1.0, "1.00"), (12.345, "12.3"), (12345.6, "12346")]
 )
 def test_three_digits(value, digits):
-    assert bench._digits(value) == digits
+    assert shown.digits(value) == digits
 
 
 # --processes
@@ -263,7 +267,7 @@ def test_processes_end_well_and_show_a_table(scaled):
 @needs_keras
 def test_the_json_of_processes_has_every_field(scaled):
     _, numbers, _ = scaled
-    assert set(numbers) == set(bench.ScalingReport._fields)
+    assert set(numbers) == set(scaling_bench.Report._fields)
     assert (numbers["processes"], numbers["failures"]) == ([1, 2], [])
     assert set(numbers["backends"][BACKEND]) == {BACKEND, "keras"}
     assert [(item["backend"], item["processes"]) for item in numbers["cases"]] == [(BACKEND, 1), (BACKEND, 2)]
@@ -334,13 +338,13 @@ def a_scaled_case(**more):
 
 def scaling_report_of(case):
     machine = dict.fromkeys(("processor", "system", "python", "numpy", "evenkeel"), "x") | {"cores": 2}
-    return bench.ScalingReport(machine, {"torch": {"torch": "1"}}, [1, 2], [case], [])
+    return scaling_bench.Report(machine, {"torch": {"torch": "1"}}, [1, 2], [case], [])
 
 
 @pytest.mark.parametrize(("fault", "code"), [("local, process 1: y is off by 1, and 0.1 is allowed", 1), ("", 0)])
 def test_a_wrong_answer_in_processes_is_exit_code_1(fault, code, monkeypatch, capsys):
     monkeypatch.setattr(bench, "_backends", lambda asked: {"torch": ""})
-    monkeypatch.setattr(bench, "_measure_scaling", lambda *arguments: scaling_report_of(a_scaled_case(fault=fault)))
+    monkeypatch.setattr(scaling_bench, "measure", lambda *arguments: scaling_report_of(a_scaled_case(fault=fault)))
     try:
         bench.run(processes=2, quick=True)
         ended = 0
@@ -352,7 +356,7 @@ def test_a_wrong_answer_in_processes_is_exit_code_1(fault, code, monkeypatch, ca
 @pytest.mark.parametrize(("count", "noted"), [(2, False), (4, True)])
 def test_more_processes_than_cores_are_noted(count, noted, capsys):
     report = scaling_report_of(a_scaled_case()._replace(processes=count, bound=2 / count))
-    bench._show_scaling(bench.Console(width=120), report)
+    scaling_bench.show(bench.Console(width=120), report)
     out = capsys.readouterr().out
     assert (" 2 cores " in out, " 50 % " in out) == (noted, noted)
 
@@ -472,7 +476,7 @@ def a_found(fault=""):
 
 def gpu_report_of(*found):
     machine = dict.fromkeys(("processor", "cores", "system", "python", "numpy", "evenkeel"), "x")
-    return bench.GpuReport(
+    return gpu_bench.Report(
         machine,
         {"torch": {"torch": "1"}, "jax": "jax is not installed"},
         {"name": "G", "bandwidth": 4e12},
@@ -505,7 +509,7 @@ def as_on_a_gpu(tmp_path_factory):
 @only_torch
 def test_a_gpu_run_ends_well_and_writes(as_on_a_gpu):
     code, numbers, folder = as_on_a_gpu
-    assert (code, set(numbers)) == (0, set(bench.GpuReport._fields))
+    assert (code, set(numbers)) == (0, set(gpu_bench.Report._fields))
     assert (numbers["gpu"]["name"], numbers["gpu"]["bandwidth"] > 0, numbers["failures"]) == ("cpu", True, [])
     assert {"torch", "triton", "keras", "cuda"} >= set(numbers["backends"]["torch"]) >= {"torch", "keras"}
     assert numbers["backends"]["jax"] == "jax 1 finds no GPU"
@@ -539,7 +543,7 @@ def test_after_ctrl_c_the_rest_is_told(monkeypatch, capsys):
         yield
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "_add_torch", stopped)
+    monkeypatch.setattr(gpu_bench, "_add_torch", stopped)
     assert gpu_run(monkeypatch, on_cpu) == 1
     out = capsys.readouterr().out
     assert "torch: stopped" in out and "2x3x4x5 bfloat16 first" in out
@@ -547,7 +551,7 @@ def test_after_ctrl_c_the_rest_is_told(monkeypatch, capsys):
 
 def test_the_table_of_a_gpu(capsys):
     joined = a_found().joined_by(gpu.Result("jax", "by XLA", Quartiles(3.0, 5.0, 6.0), False, None, None, ""))
-    bench._show_gpu(bench.Console(width=120), gpu_report_of(joined))
+    gpu_bench.show(bench.Console(width=120), gpu_report_of(joined))
     out = capsys.readouterr().out
     (row,) = (line for line in out.splitlines() if "2x3x4x5" in line and line.startswith("│"))
     cells = [cell.strip() for cell in row.strip("│").split("│")]
@@ -560,14 +564,14 @@ def test_the_table_of_a_gpu(capsys):
 
 
 def test_one_fault_of_two_cases_is_one_line(capsys):
-    bench._show_gpu(bench.Console(width=120), gpu_report_of(a_found(), a_found()))
+    gpu_bench.show(bench.Console(width=120), gpu_report_of(a_found(), a_found()))
     wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong:")]
     assert len(wrong) == 1 and wrong[0].count("2x3x4x5") == 2
 
 
 @pytest.mark.parametrize(("fault", "code"), [("y is off by 1", 1), ("", 0)])
 def test_a_wrong_answer_on_a_gpu_is_exit_code_1(fault, code, monkeypatch):
-    monkeypatch.setattr(bench, "_measure_gpu", lambda *arguments: gpu_report_of(a_found(fault)))
+    monkeypatch.setattr(gpu_bench, "measure", lambda *arguments: gpu_report_of(a_found(fault)))
     assert gpu_run(monkeypatch, on_cpu) == code
 
 
