@@ -194,8 +194,9 @@ def check_training(layout, dtype, activation, residual, memory):
 
 
 @pytest.mark.parametrize(("activation", "residual", "memory"), SERVED)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("layout", BASIC)
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [*((layout, "float32") for layout in BASIC), *zip(BASIC, ("float16", "bfloat16"), strict=True)]
+)
 def test_training(small_tiles, layout, dtype, activation, residual, memory):
     check_training(layout, dtype, activation, residual, memory)
 

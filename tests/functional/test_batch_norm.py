@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import evenkeel as ek
+from evenkeel import backends
 from evenkeel.errors import ArgumentError, AxisError
 from evenkeel.functional.renorm import Limits, Renorm
 
@@ -702,3 +703,18 @@ def test_every_backend_is_listed():
 
 def test_bfloat16_is_a_type_of_its_own():
     assert hard_data.FINITE["bfloat16"].x.dtype == ml_dtypes.bfloat16
+
+
+def test_elu_has_one_slope_at_zero(backend):
+    if not backend.differentiates:
+        pytest.skip(f"{backend.name} has no gradients")
+
+    def total(beta):
+        state = ek.State(backend.array(np.zeros(1, "float32")), backend.array(np.ones(1, "float32")))
+        x = backend.array(np.ones((4, 1), "float32"))
+        primitives = backends.of(x)
+        y, _ = ek.batch_norm(x, ek.Parameters(beta=beta), state, training=True, activation="elu")
+        return primitives.reshape(primitives.sum(y, [0, 1]), [])
+
+    (gradient,) = backend.gradients(total, backend.array(np.zeros(1, "float32")))
+    assert backend.numpy(gradient).tolist() == [4.0]

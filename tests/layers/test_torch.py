@@ -582,6 +582,7 @@ MISTAKES = {
     "average": ({"average": "median"}, ArgumentError, "average='median'"),
     "activation": ({"activation": "gelu"}, ArgumentError, "activation='gelu'"),
     "activation a number": ({"activation": 3}, ArgumentError, "activation=3"),
+    "activation a class": ({"activation": torch.nn.GELU}, ArgumentError, "activation=<class .*GELU'>"),
     "frozen": ({"frozen": "some"}, ArgumentError, "frozen='some'"),
     "frozen untracked": ({"frozen": True, "track_running_stats": False}, ArgumentError, "frozen=True"),
     "group": ({"process_group": 3}, ArgumentError, "process_group"),
@@ -603,6 +604,7 @@ def test_mistakes_are_told_in_the_constructor(name):
 CALLS = {
     "channels": (lambda: ours.BatchNorm2d(4)(torch.ones(2, 3, 2, 2)), ArgumentError, r"\(2, 3, 2, 2\).*num_features=4"),
     "axis": (lambda: ours.BatchNorm(4, axis=2)(torch.ones(2, 4)), AxisError, "axis=2 .* 2 dimensions"),
+    "axis of 1d": (lambda: ours.BatchNorm1d(4, axis=2)(torch.ones(2, 4)), AxisError, "axis=2 .* 2 dimensions"),
     "residual": (
         lambda: ours.BatchNorm1d(3)(torch.ones(4, 3), torch.ones(2, 3)),
         ArgumentError,

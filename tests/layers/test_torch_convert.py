@@ -213,3 +213,9 @@ def test_mistakes(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         ours.convert(module, **arguments)
     assert type(module[1]) is torch.nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("given", [[torch.nn.BatchNorm1d(3)], torch.nn.BatchNorm1d], ids=["list", "class"])
+def test_what_is_no_module(given):
+    with pytest.raises(ArgumentError, match=r"BatchNorm1d.*give a torch\.nn\.Module"):
+        ours.convert(given)

@@ -92,6 +92,16 @@ def test_steps_compile_nothing_more():
     assert len(graphs) == 2 and module.num_batches_tracked == 4
 
 
+def test_renorm_compiled_for_batches_of_any_size():
+    module = ours.BatchNorm2d(3, renorm=True)
+    eager, compiled = copy.deepcopy(module), torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (6, 9):
+        x = data((rows, *SHAPE[1:]), rows)
+        np.testing.assert_allclose(plain(compiled(x)), plain(eager(x)), rtol=1e-5, atol=1e-5)
+    for name, wanted in state(eager).items():
+        np.testing.assert_allclose(state(module)[name], wanted, rtol=1e-5, err_msg=name)
+
+
 # torch.export, FX, torch.func.
 
 
@@ -150,6 +160,26 @@ def test_models_side_by_side():
     x = data((8, 3))
     got = torch.func.vmap(lambda p, b: torch.func.functional_call(skeleton, (p, b), (x,)))(parameters, buffers)
     np.testing.assert_allclose(plain(got), plain(torch.stack([module(x) for module in modules])), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"activation": "relu"}, {"track_running_stats": False}], ids=str)
+def test_models_train_side_by_side(arguments):
+    modules = [ours.BatchNorm1d(3, **arguments) for _ in range(2)]
+    for scale, module in enumerate(modules, 1):
+        torch.nn.init.constant_(module.weight, scale)
+    parameters, buffers = torch.func.stack_module_state(modules)
+    x, dy = data((8, 3)), data((8, 3), 1)
+
+    def loss(parameters, buffers):
+        return (torch.func.functional_call(modules[0], (parameters, buffers), (x,)) * dy).sum()
+
+    got = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    for number, module in enumerate(modules):
+        _, (_, *expected) = step(module, x, dy)
+        for mine, wanted in zip(got.values(), expected, strict=True):
+            np.testing.assert_allclose(plain(mine[number]), wanted, rtol=1e-5, atol=1e-5)
+        for name, wanted in module.named_buffers():
+            np.testing.assert_allclose(plain(buffers[name][number]), plain(wanted), rtol=1e-6)
 
 
 def test_functional_call_and_grad():

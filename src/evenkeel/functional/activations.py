@@ -32,5 +32,7 @@ def apply(backend: Any, name: str | None, y: Tensor) -> Tensor:
     if name == "leaky_relu":
         return backend.where(y > 0, y, SLOPE * y)
     if name == "elu":
-        return backend.where(y > 0, y, backend.expm1(backend.minimum(y, 0.0)))
+        # No minimum: at 0, JAX gives half of its derivative to either side.
+        zero = backend.cast(backend.convert(0.0, like=y), backend.dtype(y))
+        return backend.where(y > 0, y, backend.expm1(backend.where(y > 0, zero, y)))
     return y

@@ -123,7 +123,7 @@ def training_step(
     call = _Call.of(x, params, state, axis, epsilon, activation, residual, memory)
     all_reduce = call.backend.all_reduce(group) if synchronized else None
     count = moments.size(call.backend, call.x, call.layout)
-    if isinstance(count, int) and count < 2 and all_reduce is None:
+    if moments.is_known(count) and count < 2 and all_reduce is None:
         return call.cast_back(call.inference()), state
     weights = weighting.combined(call.backend, call.x, call.layout, call.dtype, mask, sample_weight)
     kernel, asked = call.kernel(
@@ -291,7 +291,7 @@ class _Call(NamedTuple):
 
         usable = count > 1
         # A size that is known only when the graph runs may turn out to be too small for statistics.
-        y, mean, variance = serve() if isinstance(count, int) else self.backend.cond(usable, serve, decline)
+        y, mean, variance = serve() if moments.is_known(count) else self.backend.cond(usable, serve, decline)
         return y, _Batch(mean, variance, variance * moments.bessel(self.backend, count), usable)
 
     def formula(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Normalized:
@@ -323,7 +323,7 @@ class _Call(NamedTuple):
         if all_reduce:
             mean, variance, count, present = moments.merge_across(all_reduce, mean, variance, count, present)
         batch = self.summary(layout, mean, variance, count, present)
-        if not (isinstance(present, int) and present > 1):
+        if not (moments.is_known(present) and present > 1):
             usable = backend.convert(present, like=x) > 1
             old_mean, old_variance = (self.spread(value, layout) for value in self.state[:2])
             mean, variance = backend.where(usable, mean, old_mean), backend.where(usable, variance, old_variance)
@@ -351,7 +351,8 @@ class _Call(NamedTuple):
         """What the whole batch says; of groups, their average by count, since each was normalized by itself."""
         backend = self.backend
         sample = variance * moments.bessel(backend, count)
-        usable = present > 1
+        # torch.compile makes a symbol of a comparison, of which there is no tensor, unless a branch depends on it.
+        usable = True if moments.is_known(present) and present > 1 else present > 1
         if layout.groups:
             weight = backend.where(backend.convert(usable, like=mean), self.wide(count), self.wide(0.0))
             weight = backend.broadcast_to(weight, [backend.size(mean, axis) for axis in range(layout.ndim)])

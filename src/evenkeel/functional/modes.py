@@ -42,7 +42,7 @@ def frozen(value: Any) -> bool | str:
         Traceback (most recent call last):
         evenkeel.errors.ArgumentError: frozen='everything' is unknown; give False, True or 'all'
     """
-    if value not in (False, True, "all"):
+    if not isinstance(value, bool) and value != "all":
         raise ArgumentError(f"frozen={value!r} is unknown; give False, True or 'all'")
     return value
 

@@ -130,7 +130,7 @@ def wide(dtype: str) -> str:
 
 def ratio(backend: Any, part: Tensor, whole: Tensor) -> Tensor:
     """`part / whole`, and 0 where both are 0."""
-    if isinstance(whole, int):
+    if is_known(whole):
         return part / max(whole, 1)
     return part / backend.where(whole > 0, whole, 1 + 0 * whole)
 
@@ -158,12 +158,17 @@ def over(
     return backend.stop_gradient(mean) + left, squares - left * left, count, present
 
 
+def is_known(count: Tensor | int) -> bool:
+    """Whether a count is an integer here, or what stands for one while torch.export traces, and not a tensor."""
+    return isinstance(count, int) or type(count).__name__ == "SymInt"
+
+
 def size(backend: Any, x: Tensor, layout: Layout) -> Tensor | int:
     """How many values each channel has: an integer where all sizes are known."""
     count: Any = 1
     for axis in layout.reduced:
         count = count * backend.size(x, axis)
-    return count if isinstance(count, int) else backend.cast(count, wide(backend.dtype(x)))
+    return count if is_known(count) else backend.cast(count, wide(backend.dtype(x)))
 
 
 def merge_across(
@@ -215,6 +220,6 @@ def bessel(backend: Any, count: Tensor | int) -> Tensor | float:
         >>> bessel(backends.primitives("numpy"), 5)
         1.25
     """
-    if isinstance(count, int):
+    if is_known(count):
         return count / (count - 1) if count > 1 else 1.0
     return backend.where(count > 1, count / backend.where(count > 1, count - 1, 1 + 0 * count), 1 + 0 * count)

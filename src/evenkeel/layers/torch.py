@@ -18,6 +18,7 @@ from evenkeel.functional.renorm import Limits, Renorm
 ONLY_OURS = "{name} has what torch.nn.{kind} lacks: {what}; leave it evenkeel's"
 NO_RANK = "{name} takes inputs of any rank, which torch has with synchronized=True only; leave it evenkeel's"
 NO_SIZE = "{name} does not know its channels yet, and torch has no lazy SyncBatchNorm; run it on a batch first"
+NOT_TOGETHER = "{names}: virtual_batch_size and memory go without synchronized=True; make them anew without"
 ALONE = """\
 an input of shape {shape} arrived in training: one value a channel, and there are no running statistics to normalize \
 it with; give larger batches, or track_running_stats=True"""
@@ -114,7 +115,7 @@ class _Normalizer(torch.nn.Module):
         self.renorm_clipping = renorm_clipping
         limits = Limits.of(renorm_clipping)
         self.renorm_momentum = arguments.number("renorm_momentum", renorm_momentum, low=0, high=1)
-        self.renorm = Renorm(limits, 1 - self.renorm_momentum) if renorm else None
+        self.renorm = Renorm(limits, 1.0 - self.renorm_momentum) if renorm else None
         if renorm and not self.track_running_stats:
             raise ArgumentError("renorm=True corrects towards the running statistics; give track_running_stats=True")
         if virtual_batch_size is not None:
@@ -208,6 +209,10 @@ class _Normalizer(torch.nn.Module):
                 f"{self.axis}; give one of the two another size"
             )
         has_statistics = self.running_mean is not None
+        if has_statistics and self.running_mean.device != input.device:
+            raise ArgumentError(
+                f"input is on {input.device} and the module on {self.running_mean.device}; move one of them with .to()"
+            )
         mode = modes.mode(training=self.training or not has_statistics, frozen=bool(self._frozen))
         params, state = Parameters(self.weight, self.bias), self._state(input)
         if self._frozen == "all":  # whatever model.requires_grad_(True) has done since
@@ -221,7 +226,7 @@ class _Normalizer(torch.nn.Module):
                 input,
                 params,
                 state,
-                momentum=1 if self.momentum is None else 1 - self.momentum,
+                momentum=1.0 if self.momentum is None else 1.0 - self.momentum,
                 average="cumulative" if self.momentum is None else self.average,
                 bessel_correction=self.bessel_correction,
                 mask=mask,
@@ -239,10 +244,13 @@ class _Normalizer(torch.nn.Module):
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         super()._check_input_dim(input)  # type: ignore[misc]
+        arguments.axes_within((self.axis,), input.dim())
 
     def _state(self, input: torch.Tensor) -> moving.State:
         if self.running_mean is None:
-            if input.numel() == self.num_features and not self.synchronized:
+            distributed = torch.distributed
+            alone = not (self.synchronized and distributed.is_available() and distributed.is_initialized())
+            if 0 < input.numel() == self.num_features and alone:
                 raise ArgumentError(ALONE.format(shape=tuple(input.shape)))
             mean = input.new_zeros([self.num_features], dtype=torch.promote_types(input.dtype, torch.float32))
             return moving.State(mean, mean + 1, updates=torch.zeros_like(mean))
@@ -261,7 +269,9 @@ class _Normalizer(torch.nn.Module):
         for name, value in zip(names, state, strict=True):
             if value is not None:
                 getattr(self, name).copy_(value)
-        if self.updates is not None:
+        if self.num_batches_tracked is None:  # which a program may have set
+            return
+        if self.updates is not None and self.num_features:
             self.num_batches_tracked.copy_(self.updates.max())
         else:
             self.num_batches_tracked.add_(1)
@@ -305,7 +315,8 @@ class _Normalizer(torch.nn.Module):
                 state_dict.setdefault(f"{prefix}{name}", value)
         counted = state_dict.get(f"{prefix}num_batches_tracked")
         named = f"{prefix}updates" in state_dict
-        if self._keeps_updates() and counted is not None:
+        if self._keeps_updates() and f"{prefix}running_mean" in state_dict:
+            counted = torch.tensor(0) if counted is None else counted
             state_dict.setdefault(f"{prefix}updates", counted.expand(self.num_features).clone())
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._widen(self._statistics())  # load_state_dict(assign=True) takes tensors as they are
@@ -313,14 +324,10 @@ class _Normalizer(torch.nn.Module):
             self.updates = self.num_batches_tracked.expand(self.num_features).clone()
 
     def extra_repr(self) -> str:
-        defaults = {"axis": 1, "average": "exponential", "bessel_correction": True}
-        names = ("activation", "frozen", "memory", "renorm", "synchronized", "virtual_batch_size")
-        shown = {
-            name: value
-            for name in (*defaults, *names)
-            if (value := getattr(self, name)) not in (defaults.get(name), None, False)
-            and not isinstance(value, torch.nn.Module)
-        }
+        defaults = {"axis": 1, "average": "exponential", "bessel_correction": True, "activation": None}
+        defaults |= {"frozen": False, "memory": None, "synchronized": False, "virtual_batch_size": None}
+        shown = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
+        shown = {name: value for name, value in shown.items() if not isinstance(value, torch.nn.Module)}
         if self.renorm:
             shown["renorm"] = True
         return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in shown.items())])
@@ -334,7 +341,7 @@ def _activation(given: Any) -> Any:
         return name
     if given is None or isinstance(given, str):
         return given if given is None else arguments.choice("activation", given, ACTIVATIONS)
-    if not callable(given):
+    if not callable(given) or isinstance(given, type):
         raise ArgumentError(f"activation={given!r} is no function; give one, or one of {', '.join(ACTIVATIONS)}")
     return _FUSED.get(given, given)
 
@@ -378,8 +385,9 @@ class BatchNorm(_Normalizer, _AnyRank):
         synchronized: statistics of the whole batch over all processes of torch.distributed, or of `process_group`. That
             belongs to a run: leave it out of what is pickled.
         memory: what is kept for the backward pass. "recompute": the input alone, from which the activation is computed
-            again. "inplace": the result alone, from which the input is computed again to the precision of its type; for
-            "leaky_relu", "elu" or no activation, and no residual. None: what is fastest.
+            again. "inplace": the result alone, from which the input is computed again to the precision of its type,
+            which is little where weight is near 0; for "leaky_relu", "elu" or no activation, and no residual. None:
+            what is fastest.
 
     Raises:
         ArgumentError: an argument that cannot be honoured, in the constructor; an input of another number of channels.
@@ -487,15 +495,21 @@ def convert(
         ('evenkeel.layers.torch', True)
     """
     arguments.choice("to", to, ["evenkeel", "torch"])
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(f"convert() got {module!r}; give a torch.nn.Module")
     if process_group is not None and not synchronized:
         raise ArgumentError("process_group says with whom to synchronize; give synchronized=True too")
     found = [(name or type(part).__name__, part) for name, part in module.named_modules()]
     if to == "evenkeel":
+        parts = [(name, part) for name, part in found if synchronized and type(part) in _THEIRS]
+        if alone := [name for name, part in parts if part.virtual_batch_size or part.memory]:
+            raise ArgumentError(NOT_TOGETHER.format(names=", ".join(alone)))
         for _, part in found:
             if type(part) in _OURS:
                 _to_ours(part)
             if type(part) in _THEIRS and synchronized is not None:
-                part.synchronized, part.process_group = synchronized, process_group
+                part.synchronized = synchronized
+                part.process_group = (process_group or part.process_group) if synchronized else None
         return module
     ours = [(name, part) for name, part in found if type(part) in _THEIRS]
     if lacking := [text for name, part in ours if (text := _only_ours(name, part, synchronized))]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -113,10 +113,18 @@ def inference(
         Shape and type of `x`.
     """
     folded, shape, place = _fold(x, axis)
-    gamma, beta, mean, variance = (value.contiguous() for value in (gamma, beta, mean, variance))
+    gamma, beta = gamma.contiguous(), beta.contiguous()
+    mean, variance = constants(mean, variance)
     y = _normalize(folded, gamma, beta, mean, variance, epsilon)
-    y = _finish(y, _beside(residual, folded, axis, place), activation)
-    return y.view(shape).movedim(place, axis)
+    added = _beside(residual, folded, axis, place)
+    if added is not None:  # not in place: torch.vmap may map over the residual alone
+        y = y + added
+    return _finish(y, None, activation).view(shape).movedim(place, axis)
+
+
+def constants(*statistics: Tensor) -> Iterator[Tensor]:
+    """Statistics that the backward pass may keep: a training step may change the buffers before it runs."""
+    return (value.clone() if torch.is_grad_enabled() else value.contiguous() for value in statistics)
 
 
 def _fold(x: Tensor, axis: int) -> tuple[Tensor, tuple[int, ...], int]:
@@ -221,7 +229,7 @@ class _Step(torch.autograd.Function):
         # What is mapped over becomes more channels.
         x, gamma, beta = (
             value.unsqueeze(0).expand(info.batch_size, *value.shape) if place is None else value.movedim(place, 0)
-            for value, place in zip(arguments[:3], places, strict=True)
+            for value, place in zip(arguments[:3], places[:3], strict=True)
         )
         before, channels, after = x.shape[1:]
         many = x.movedim(0, 1).reshape(before, info.batch_size * channels, after)
@@ -244,7 +252,8 @@ class _Lean(torch.autograd.Function):
 
     "recompute": `x`, from which the activation is computed again; with a residual `y` too, which tells what the
     activation did, and which the next layer mostly keeps anyway. "inplace": `y` alone, from which the activation and
-    gamma are taken away again, to the precision of the type of `y`; a channel whose gamma is 0 gives its gamma none.
+    gamma are taken away again, to the precision of the type of `y`. A channel whose `|gamma|` is below the machine
+    epsilon of that type has gradients as if its input were its mean; not far above, they are rough.
     """
 
     @staticmethod
@@ -276,10 +285,15 @@ class _Lean(torch.autograd.Function):
         x, y, gamma, beta, mean, variance = ctx.saved_tensors
         if y is None and ctx.activation:
             y = _finish(_normalize(x, gamma, beta, mean, variance, ctx.epsilon), None, ctx.activation)
-        if x is None:
-            x = _found_again(y, gamma, beta, mean, variance, ctx.epsilon, ctx.activation)
         dz = dy * _slope(y, ctx.activation) if ctx.activation else dy
-        gradients = _pulled_back(dz, x, gamma, mean, variance, ctx.epsilon, ctx.needs_input_grad[:3])
+        wanted = ctx.needs_input_grad[:3]
+        if x is None:
+            # Not from x: far from zero its type has fewer digits for it than y had.
+            x_hat, scale = _recovered(y, gamma, beta, ctx.activation), gamma * (variance + ctx.epsilon).rsqrt()
+            dz, zeros = dz.to(gamma.dtype), torch.zeros_like(mean)
+            dx, dgamma, dbeta = _pulled_back(dz, x_hat, scale, zeros, zeros + 1, 0.0, wanted)
+            return None if dx is None else dx.to(y.dtype), dgamma, dbeta, None, None, None, None
+        gradients = _pulled_back(dz, x, gamma, mean, variance, ctx.epsilon, wanted)
         return *gradients, dz if ctx.needs_input_grad[3] else None, None, None, None
 
 
@@ -291,20 +305,17 @@ def _slope(y: Tensor, activation: str | None) -> Tensor:
     return torch.where(y > 0, y.new_ones(()), SLOPE if activation == "leaky_relu" else 0.0)
 
 
-def _found_again(
-    y: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, epsilon: float, activation: str | None
-) -> Tensor:
-    """`x`, of which the step made `y`."""
-    z = y.to(mean.dtype)
+def _recovered(y: Tensor, gamma: Tensor, beta: Tensor, activation: str | None) -> Tensor:
+    """The normalized input, of which the step made `y`, in the type of gamma."""
+    z = y.to(gamma.dtype)
     if activation == "leaky_relu":
         z = torch.where(z > 0, z, z / SLOPE)
     elif activation == "elu":
         # Below about -17 the result is -1, of which nothing can be found.
         z = torch.where(z > 0, z, torch.log1p(z.clamp(min=-1 + torch.finfo(z.dtype).eps)))
     column = (1, -1, 1)
-    divisor = torch.where(gamma == 0, 1, gamma).view(column)
-    x = (z - beta.view(column)) / divisor * (variance + epsilon).sqrt().view(column) + mean.view(column)
-    return x.to(y.dtype)
+    lost = (gamma.abs() < torch.finfo(y.dtype).eps).view(column)
+    return torch.where(lost, 0, (z - beta.view(column)) / torch.where(lost, 1, gamma.view(column)))
 
 
 for _function in (_Step, _Lean):

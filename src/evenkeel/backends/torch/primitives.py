@@ -108,7 +108,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        return _summed(gradient, context.group), None
+        return _AllReduce.apply(gradient, context.group), None
 
 
 def _summed(x, group):

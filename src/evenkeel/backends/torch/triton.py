@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evenkeel.backends.contract import SLOPE, Formula, Normalized, Request
+from evenkeel.backends.torch.kernels import constants
 from evenkeel.errors import ArgumentError
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -101,7 +102,8 @@ def training(
     """
     residual = _checked(x, axis, activation, residual, training=True, memory=memory)
     gamma, beta = gamma.contiguous(), beta.contiguous()
-    y, mean, variance = _train(x, gamma, beta, residual, axis, epsilon, activation, memory)
+    step = _train if torch.compiler.is_compiling() else _Training.apply
+    y, mean, variance = step(x, gamma, beta, residual, axis, epsilon, activation, memory)
     return Normalized(y, mean, variance)
 
 
@@ -130,8 +132,10 @@ def inference(
         ArgumentError: as `training`.
     """
     residual = _checked(x, axis, activation, residual, training=False)
-    gamma, beta, mean, variance = (value.contiguous() for value in (gamma, beta, mean, variance))
-    return _infer(x, gamma, beta, mean, variance, residual, axis, epsilon, activation)
+    gamma, beta = gamma.contiguous(), beta.contiguous()
+    mean, variance = constants(mean, variance)
+    step = _infer if torch.compiler.is_compiling() else _Inference.apply
+    return step(x, gamma, beta, mean, variance, residual, axis, epsilon, activation)
 
 
 def _checked(
@@ -285,6 +289,27 @@ def _pull_inference_back(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 _train.register_autograd(_pull_training_back, setup_context=_keep_of_training)
 _infer.register_autograd(_pull_inference_back, setup_context=_keep_of_inference)
+
+
+class _Training(torch.autograd.Function):
+    """The operation for a program that is not compiled. By itself, forward mode would find it constant, and not say so.
+
+    torch.func maps over it and differentiates it; second derivatives and forward mode are errors.
+    """
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda *inputs: _train(*inputs))
+    setup_context = staticmethod(_keep_of_training)
+    backward = staticmethod(_pull_training_back)
+
+
+class _Inference(torch.autograd.Function):
+    """The same for given statistics."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda *inputs: _infer(*inputs))
+    setup_context = staticmethod(_keep_of_inference)
+    backward = staticmethod(_pull_inference_back)
 
 
 def _widened(size: int, value: Tensor | None, place: int | None, axis: int) -> Any:

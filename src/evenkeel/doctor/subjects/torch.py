@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evenkeel.checkpoints.names import KEPT
 from evenkeel.doctor.evidence import Decay, Evidence, Neighbour, Normalizer, Phase, Place, Structure, Unseen
 from evenkeel.doctor.neighbours import Call, neighbour, places
 from evenkeel.doctor.options import Options
@@ -25,8 +26,6 @@ MEASURES = ("size", "dim", "numel", "getattr")
 PASSING = ("Identity", "clone", "contiguous", "float", "to")
 LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul")
 """Functions, for whose bias nobody looks."""
-KEPT = ("moving_stddev", "renorm_mean", "renorm_stddev", "updates")
-"""What ours keep beside torch's buffers."""
 
 
 def recognises(subject: Any) -> bool:
@@ -131,10 +130,10 @@ def _values(tensor: Any) -> np.ndarray | None:
         return None
     tensor = tensor.detach().cpu()
     if tensor.dtype != torch.bfloat16:
-        return np.array(tensor)
+        return tensor.numpy().copy()
     import ml_dtypes  # bfloat16 is nothing to NumPy itself
 
-    return np.array(tensor.float()).astype(ml_dtypes.bfloat16)
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16)
 
 
 # How the modules follow each other.
