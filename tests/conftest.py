@@ -3,7 +3,11 @@
 
 import contextlib
 import importlib
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,7 +17,11 @@ import pytest
 NAME = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 GOLDENS = Path(os.environ.get("EVENKEEL_GOLDENS", Path(__file__).parent / "goldens"))
 
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
+ROOMS_OF_MODELS = {"checkpoints", "doctor", "surgery"}
+
+# Each shape is compiled anew on these.
+EXAMPLES = 15 if NAME in {"jax", "tensorflow"} else 30
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("fixed")
 
 
@@ -151,10 +159,10 @@ def differentiable(backend):
     return backend
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
     """JAX leaves LLVM's passes out, which take longer than the models run. The formulas' own tests have them on."""
-    if NAME != "jax":
+    if NAME != "jax" or request.path.relative_to(Path(__file__).parent).parts[0] not in ROOMS_OF_MODELS:
         yield
         return
     import jax
@@ -174,6 +182,49 @@ def path(request):
     else:
         with without_kernels():
             yield request.param
+
+
+# TensorFlow, which takes long to import, is; each line of JSON is a folder and arguments for a copy of that process.
+WARM = """
+import json, os, runpy, sys
+import evenkeel.tf1.script
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+        sys.argv = ["evenkeel", "run", *arguments]
+        runpy.run_module("evenkeel", run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_warm():
+    """`evenkeel run` as a process that has imported TensorFlow already: how it ended."""
+    warm = subprocess.Popen(
+        [sys.executable, "-c", WARM],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def ended(*arguments, folder):
+        print(json.dumps([str(folder), arguments]), file=warm.stdin, flush=True)
+        code = int(warm.stdout.readline())
+        texts = [(folder / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(arguments, code, *texts)
+
+    with warm:
+        try:
+            yield ended
+        finally:
+            os.killpg(warm.pid, signal.SIGKILL)
 
 
 def pytest_report_header():

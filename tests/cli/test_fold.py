@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evenkeel fold`, as a process: what it writes, what it says, and how it ends."""
+"""`evenkeel fold`: what it writes, what it says, and how it ends."""
 
 import os
 import subprocess
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from evenkeel.cli import application
 
 from conftest import NAME
 
@@ -17,16 +20,6 @@ if NAME == "numpy":
 import keras
 
 SOURCE = Path(__file__).parents[2] / "src"
-
-
-def fold(*arguments, folder):
-    return subprocess.run(
-        [sys.executable, "-m", "evenkeel", "fold", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +40,14 @@ def folder(tmp_path_factory):
     return result
 
 
-def test_it_folds_and_says_so(folder):
-    ended = fold("model.keras", "-o", "folded.keras", "--data", "batch.npz", folder=folder)
+def test_it_folds_and_says_so_as_a_process(folder):
+    ended = subprocess.run(
+        [sys.executable, "-m", "evenkeel", "fold", "model.keras", "-o", "folded.keras", "--data", "batch.npz"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "folded 1 of 1 normalizers\n  bn into dense before it\n" in ended.stdout
     assert "float64, given data" in ended.stdout
@@ -71,9 +70,10 @@ def test_it_folds_and_says_so(folder):
         (("model.keras", "-o", "out.keras", "--data", "wrong.npz"), "does not take the given data"),
     ],
 )
-def test_bad_input_ends_with_2_and_writes_nothing(folder, arguments, words):
+def test_bad_input_ends_with_2_and_writes_nothing(monkeypatch, folder, arguments, words):
+    monkeypatch.chdir(folder)
     before = {path.name for path in folder.iterdir()}
-    ended = fold(*arguments, folder=folder)
-    assert ended.returncode == 2
+    ended = CliRunner().invoke(application(), ["fold", *arguments])
+    assert ended.exit_code == 2
     assert words in ended.stderr
     assert {path.name for path in folder.iterdir()} == before

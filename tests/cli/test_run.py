@@ -104,9 +104,9 @@ print("trained")
 
 @needs_tensorflow
 @pytest.mark.parametrize(("options", "said"), [([], 1), (["--quiet"], 0)], ids=["said", "quiet"])
-def test_normalizers_never_updated(tmp_path, options, said):
+def test_normalizers_never_updated(run_warm, tmp_path, options, said):
     (tmp_path / "main.py").write_text(TRAINS)
-    ended = run(*options, "main.py", folder=tmp_path)
+    ended = run_warm(*options, "main.py", folder=tmp_path)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("evenkeel: ")]
     assert (ended.returncode, ended.stdout, len(lines)) == (0, "trained\n", said)
     assert all("moving statistics of forgotten were never updated" in line for line in lines)
@@ -148,9 +148,9 @@ def without_marks(text):
 
 
 @needs_tensorflow
-def test_a_traceback_is_the_program_s_alone(tmp_path):
+def test_a_traceback_is_the_program_s_alone(run_warm, tmp_path):
     (tmp_path / "main.py").write_text(FAILS)
-    ended = run("main.py", folder=tmp_path)
+    ended = run_warm("main.py", folder=tmp_path)
     at = ended.stderr.index("Traceback")
     assert ended.returncode == 1
     got, wanted = without_marks(ended.stderr[at:]), without_marks(TRACEBACK)
@@ -172,16 +172,16 @@ def test_a_traceback_is_the_program_s_alone(tmp_path):
     ],
     ids=["Ctrl-C", "Python 2", "our error"],
 )
-def test_how_it_ends(tmp_path, program, code, said):
+def test_how_it_ends(run_warm, tmp_path, program, code, said):
     (tmp_path / "main.py").write_text(program)
-    ended = run("main.py", folder=tmp_path)
+    ended = run_warm("main.py", folder=tmp_path)
     assert ended.returncode == code
     assert said in ended.stderr
 
 
 @needs_tensorflow
-def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    ended = run("nowhere.py", folder=tmp_path)
+def test_a_file_that_is_not_there_is_one_line(run_warm, tmp_path):
+    ended = run_warm("nowhere.py", folder=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
         "evenkeel: nowhere.py cannot be read (No such file or directory); give the Python file of a program"

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes that normalize one batch together.
+"""Processes that normalize one batch together.
 
-`python one_of_many.py BACKEND RANK WORLD PORT FOLDER [FAULT]` writes what it has of every case to
-`FOLDER/RANK.npz`: `CASE/y`, `CASE/dx`, `CASE/gamma` (its gradient), and the state.
-With a fault the last process does something wrong in its third step.
+`python one_of_many.py BACKEND JOBS`, where JOBS is a list in JSON of `[WORLD, PORT, FOLDER]` or
+`[WORLD, PORT, FOLDER, FAULT]`, imports what takes long and starts WORLD copies of itself for each job. Each writes
+what it has of every case to `FOLDER/RANK.npz`: `CASE/y`, `CASE/dx`, `CASE/gamma` (its gradient), and the state. Its
+stderr is in `FOLDER/RANK.stderr`, its exit code in `FOLDER/RANK.code`.
+With a fault the last process of the job does something wrong in its third step.
 """
 
 import datetime
 import functools
+import importlib
 import json
 import os
 import signal
@@ -138,11 +141,11 @@ def torch_trained(x, dy, world=None):
 
     import evenkeel as ek
 
-    keras.utils.set_random_seed(0)
     inputs, wanted = torch.tensor(x - np.float32([300, 2, -5])), torch.tensor(dy)
     normalizer = ek.BatchNormalization(momentum=0.5, synchronized=bool(world))
-    # Through the first layer, gradients pass the normalizer.
-    dense = [keras.layers.Dense(CHANNELS) for _ in range(2)]
+    # Through the first layer, gradients pass the normalizer. `keras.utils.set_random_seed` would import TensorFlow.
+    seeded = map(keras.initializers.GlorotUniform, range(2))
+    dense = [keras.layers.Dense(CHANNELS, kernel_initializer=initializer) for initializer in seeded]
     model = keras.Sequential([keras.Input([CHANNELS]), dense[0], normalizer, dense[1]])
     trained = torch.nn.parallel.DistributedDataParallel(model) if world else model
     optimizer = torch.optim.SGD([variable.value for variable in model.trainable_variables], 0.01)
@@ -289,4 +292,18 @@ def main(backend, rank, world, port, folder, fault=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:])
+    backend = sys.argv[1]
+    for module in (backend, "keras", "evenkeel"):
+        importlib.import_module(module)
+    codes = {}
+    for world, port, folder, *fault in json.loads(sys.argv[2]):
+        for rank in range(world):
+            process = os.fork()
+            if not process:
+                os.dup2(os.open(f"{folder}/{rank}.stderr", os.O_WRONLY | os.O_CREAT, 0o600), 2)
+                main(backend, rank, world, port, folder, *fault)
+                sys.exit()
+            codes[process] = Path(folder, f"{rank}.code")
+    while codes:
+        process, status = os.wait()
+        codes.pop(process).write_text(str(os.waitstatus_to_exitcode(status)))

@@ -28,9 +28,18 @@ SAYS = {
 }[NAME]
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Fault -> folder, and exit code and stderr of the process that is left."""
+    parent = tmp_path_factory.mktemp("faults")
+    folders = [parent / fault for fault in SAYS]
+    found = test_synchronized.processes({folder: [2, folder.name] for folder in folders})
+    return {folder.name: (folder, *first) for folder, (first, _) in zip(folders, found, strict=True)}
+
+
 @pytest.mark.parametrize("fault", SAYS)
-def test_the_other_ends_and_says_why(fault, tmp_path):
-    (code, _, error), _ = test_synchronized.processes(2, tmp_path, fault)
+def test_the_other_ends_and_says_why(fault, ended):
+    folder, code, error = ended[fault]
     assert code != 0
     assert re.search(SAYS[fault], error, re.DOTALL), error[-3000:]
-    assert not (tmp_path / "0.npz").exists()
+    assert not (folder / "0.npz").exists()

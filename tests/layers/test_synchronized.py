@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`synchronized=True` in two and in four real processes: what one process finds for the whole batch."""
 
+import contextlib
+import itertools
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,35 +30,45 @@ ROOT = Path(__file__).parents[2]
 NAMES = one_of_many.names(NAME)
 
 
-def processes(world, folder, *fault):
-    """Exit code, stdout and stderr of each process, by rank."""
-    port = free_ports(world)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, one_of_many.__file__, NAME, str(rank), str(world), str(port), str(folder), *fault],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
+def processes(jobs):
+    """Run each job of `{folder: [world]}` or `{folder: [world, fault]}`; for each, code and stderr by rank."""
+    sizes = [size for size, *_ in jobs.values()]
+    ports = itertools.accumulate(sizes[:-1], initial=free_ports(sum(sizes)))
+    given = [[job[0], port, str(folder), *job[1:]] for (folder, job), port in zip(jobs.items(), ports, strict=True)]
+    for folder in jobs:
+        folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, one_of_many.__file__, NAME, json.dumps(given)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        try:
+            _, error = started.communicate(timeout=400)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+    assert started.returncode == 0, error
+    return [
+        [(int((folder / f"{rank}.code").read_text()), (folder / f"{rank}.stderr").read_text()) for rank in range(size)]
+        for folder, size in zip(jobs, sizes, strict=True)
     ]
-    try:
-        said = [process.communicate(timeout=90 if fault else 180) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def world(request, tmp_path_factory):
-    """What each process has of each case, in a list by rank."""
-    folder = tmp_path_factory.mktemp(f"world{request.param}")
-    ended = processes(request.param, folder)
-    assert [code for code, _, _ in ended] == [0] * request.param, "\n".join(error for _, _, error in ended)
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(request.param)]
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """By the number of processes: what each has of each case, in a list by rank."""
+    parent = tmp_path_factory.mktemp("worlds")
+    folders = {size: parent / str(size) for size in (2, 4)}
+    for ended in processes({folder: [size] for size, folder in folders.items()}):
+        assert {code for code, _ in ended} == {0}, "\n".join(error for _, error in ended)
+    return {size: [dict(np.load(path)) for path in sorted(folder.glob("*.npz"))] for size, folder in folders.items()}
+
+
+@pytest.fixture(params=[2, 4])
+def world(request, worlds):
+    return worlds[request.param]
 
 
 def alone(name):

@@ -5,34 +5,33 @@ Their text was taken from web pages; what a page had lost is put back, and what 
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src"
+
+@pytest.fixture
+def ended(run_warm):
+    """How a program ended that was run in a folder."""
+
+    def program_ended(folder, program):
+        (folder / "program.py").write_text(program)
+        return run_warm("program.py", folder=folder)
+
+    return program_ended
 
 
-def ended(folder, program):
-    (folder / "program.py").write_text(program)
-    return subprocess.run(
-        [sys.executable, "-m", "evenkeel", "run", "program.py"],
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-def run(folder, program):
+@pytest.fixture
+def run(ended):
     """The lines a program prints, and its standard error; it must end well."""
-    process = ended(folder, program)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines(), process.stderr
+
+    def lines_and_errors(folder, program):
+        process = ended(folder, program)
+        assert process.returncode == 0, process.stderr
+        return process.stdout.splitlines(), process.stderr
+
+    return lines_and_errors
 
 
 # The page lost `trainable=False` of two variables, the `else:`, the links and what stood between angles.
@@ -124,7 +123,7 @@ print(json.dumps([float(abs(got[0] - got[1]).max()), float(abs(got[0]).max())]))
 """
 
 
-def test_the_helper_class(tmp_path):
+def test_the_helper_class(run, tmp_path):
     lines, _ = run(tmp_path, HELPER + HELPER_IN_USE)
     apart, largest = json.loads(lines[-1])
     assert largest > 1
@@ -175,7 +174,7 @@ print(json.dumps([float(value) for value in sess.run(pre, feed)[:, 0]]))
 }
 
 
-def test_what_layers_trained_is_what_is_served(tmp_path):
+def test_what_layers_trained_is_what_is_served(run, tmp_path):
     trained, said = run(tmp_path, LAYERS.format(**TRAINING))
     served, _ = run(tmp_path, LAYERS.format(**PREDICTION))
     assert "never updated" not in said
@@ -285,7 +284,7 @@ def mnist(tmp_path):
     return tmp_path
 
 
-def test_the_table_of_epochs(mnist):
+def test_the_table_of_epochs(run, mnist):
     # A twelfth of its steps: the last moving averages are still warming up then, and the table shows it.
     lines, said = run(mnist, MLP.replace("iterep = 500", "iterep = 42"))
     rows = [[float(cell) for cell in re.sub(r"np\.float32|[][()]", "", line).split(",")] for line in lines]
@@ -295,7 +294,7 @@ def test_the_table_of_epochs(mnist):
     assert "never updated" not in said
 
 
-def test_without_its_files_it_says_which(tmp_path):
+def test_without_its_files_it_says_which(ended, tmp_path):
     process = ended(tmp_path, MLP)
     assert process.returncode == 1
     assert "train-labels-idx1-ubyte" in process.stderr and "Nothing is downloaded" in process.stderr
@@ -357,7 +356,7 @@ print([a.tolist() == b.tolist() for a, b in zip(now, w)])
 """
 
 
-def test_keras_with_an_optimizer_of_tensorflow(tmp_path):
+def test_keras_with_an_optimizer_of_tensorflow(run, tmp_path):
     (trained, served, kept), errors = run(tmp_path, KERAS)
     assert float(trained) < 0.5 and float(served) < 0.5
     assert kept == "[True, True, True, True]"

@@ -391,7 +391,7 @@ def networks(*, seed: int = 0) -> dict[str, Any]:
     import keras
 
     from evenkeel import BatchNormalization
-    from evenkeel.workloads.models import resnet
+    from evenkeel.workloads.models import resnet, seed_weights
 
     def theirs(activation=None):
         if activation is None:
@@ -400,7 +400,7 @@ def networks(*, seed: int = 0) -> dict[str, Any]:
 
     result = {}
     for name, normalization in (("ours", BatchNormalization), ("keras", theirs), ("without", keras.layers.Activation)):
-        keras.utils.set_random_seed(seed)
+        seed_weights(seed)
         result[name] = resnet((32, 32, 3), 10, normalization)
         result[name].compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     result["keras"].set_weights(result["ours"].get_weights())

@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import keras
 
-__all__ = ["InTrainingPhase", "Normalization", "convnet", "mlp", "resnet"]
+__all__ = ["InTrainingPhase", "Normalization", "convnet", "mlp", "resnet", "seed_weights"]
 
 Normalization = Callable[..., keras.Layer]
 """Called with `activation="relu"` or `activation=None`; gives a new layer that normalizes and then activates.
 
 `evenkeel.BatchNormalization` is one, and so is `functools.partial(evenkeel.BatchNormalization, momentum=0.9)`.
 """
+
+
+def seed_weights(seed: int) -> None:
+    """Make Keras draw the same first weights from here on.
+
+    `keras.utils.set_random_seed` does so too, and imports TensorFlow wherever it is installed: five seconds.
+    """
+    random.seed(seed)
 
 
 def mlp(shape: tuple[int, int, int], classes: int, normalization: Normalization) -> keras.Model:

@@ -17,7 +17,6 @@ from evenkeel.errors import InputError, UnequalError
 from evenkeel.surgery.fold import algebra
 from evenkeel.surgery.fold.keras import copied, narrow_inside, wide
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 BatchNormalization = keras.layers.BatchNormalization
 
 

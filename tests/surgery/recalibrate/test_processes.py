@@ -43,8 +43,9 @@ KERAS = """
 import keras, evenkeel
 
 def recalibrated(batches, **options):
-    keras.utils.set_random_seed(0)
-    layers = [keras.Input([3]), evenkeel.BatchNormalization(), keras.layers.Dense(4), evenkeel.BatchNormalization()]
+    # `keras.utils.set_random_seed` would import TensorFlow.
+    dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(0))
+    layers = [keras.Input([3]), evenkeel.BatchNormalization(), dense, evenkeel.BatchNormalization()]
     model = keras.Sequential(layers)
     evenkeel.recalibrate(model, lambda: batches, **options)
     return [variable.value for variable in model.variables if "moving" in variable.path]

@@ -38,7 +38,7 @@ class Network:
             renorm_momentum=settings.momentum,
             virtual_batch_size=settings.virtual_batch_size,
         )
-        keras.utils.set_random_seed(settings.seed)
+        models.seed_weights(settings.seed)
         self._take(getattr(models, settings.model)(shape, CLASSES, normalization))
         _compile(self.model, optimizer=keras.optimizers.SGD(settings.learning_rate))
 
