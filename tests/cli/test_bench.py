@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`evenkeel bench`, as a process: what it measures, writes and refuses."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -431,6 +433,45 @@ def test_silence_has_an_end(team, monkeypatch):
     monkeypatch.setattr(processes, "PATIENCE", 0.0)
     with pytest.raises(ProcessEndedError, match="2 of 2 processes gave no answer in 0 s"):
         processes.ask_all(team, None)
+
+
+def test_silence_of_one_has_an_end():
+    silence = pytest.raises(ProcessEndedError, match="echoes gave no answer in 0 s")
+    with processes.Process(echoes, environment={}, patience=0.0) as process, silence:
+        next(iter(process))
+
+
+def falls_silent():
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+                os.close(int(descriptor))
+    time.sleep(60)
+    yield
+
+
+def test_one_that_closes_its_pipe_and_lives_is_ended(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+    end = pytest.raises(ProcessEndedError, match="falls_silent ended with exit code -9")
+    with processes.Process(falls_silent, environment={}) as process, end:
+        next(iter(process))
+
+
+@pytest.mark.parametrize(
+    ("arm", "fault"),
+    [
+        (None, ""),
+        ("synchronized", "synchronized: Sent(forward=Traffic(messages=7, size=8), "),
+        ("local", "local: Sent(forward=Traffic(messages=7, size=8), "),
+    ],
+)
+def test_what_is_sent_is_checked(arm, fault):
+    formula = scaling.expected("torch", 3, 2)
+    sent = {"synchronized": formula, "local": scaling.NOTHING}
+    if arm:
+        sent[arm] = sent[arm]._replace(forward=scaling.Traffic(7, 8))
+    found = scaling._fault_of_sent(sent, formula)
+    assert found.startswith(fault) and bool(found) == bool(fault)
 
 
 # --device cuda

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evenkeel train`, as a process: what it learns, keeps, survives and refuses."""
+"""`evenkeel train`: what it learns, keeps, survives and refuses."""
 
 import contextlib
 import gzip
@@ -551,20 +551,27 @@ REFUSED = {
 }
 
 
+@pytest.fixture
+def invoked(monkeypatch):
+    """The command in this process, told of no backend but the one it is given."""
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    return lambda *arguments: CliRunner().invoke(application(), ["train", *arguments])
+
+
 @pytest.mark.parametrize(("arguments", "content", "said"), REFUSED.values(), ids=REFUSED)
-def test_refused_in_one_line_with_exit_code_2(tmp_path, arguments, content, said):
+def test_refused_in_one_line_with_exit_code_2(invoked, tmp_path, arguments, content, said):
     (tmp_path / train.HISTORY).write_text(content)
-    result = run(*(argument.format(folder=tmp_path) for argument in arguments))
-    assert result.code == 2
-    assert result.out == ""
-    assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("evenkeel: ")
-    assert said in result.err
+    result = invoked(*(argument.format(folder=tmp_path) for argument in arguments))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("evenkeel: ")
+    assert said in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--model", "transformer"], ["--epochs", "0"], ["--learning-rate", "nan"]])
-def test_an_option_out_of_range_ends_with_exit_code_2(arguments):
-    result = run(*arguments)
-    assert result.code == 2
-    assert arguments[0] in result.err
-    assert "Traceback" not in result.err
+def test_an_option_out_of_range_ends_with_exit_code_2(invoked, arguments):
+    result = invoked(*arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert "Traceback" not in result.stderr

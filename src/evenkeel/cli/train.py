@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import contextlib
 import functools
 import importlib
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
-import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NoReturn
 
@@ -26,9 +24,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evenkeel.errors import ArgumentError, EvenkeelError, InputError, MissingLibraryError
+from evenkeel.errors import ArgumentError, EvenkeelError, InputError, MissingLibraryError, UnequalError
 from evenkeel.files import remove, replacing
 from evenkeel.workloads.launch import LOST_ANOTHER, follow_launcher, launch, launched
+from evenkeel.workloads.processes import Process, ProcessEndedError
 from evenkeel.workloads.training import ALONE, JOINING, SUFFIXES, Place, Settings, Trainer
 
 if TYPE_CHECKING:
@@ -39,6 +38,10 @@ HELP = "Train a small network with batch norm on handwritten digits, and show th
 HISTORY, CURVES = "history.json", "curves.png"
 GOES_ON = "{out} has {done} of {epochs} epochs; the same command with --resume goes on"
 LOST = "another process was lost, and this one ends too; the same command with --resume goes on ({reason})"
+DIFFERENT = (
+    "the processes were given different runs; start all with the same options, and with --resume where {out} is the "
+    "same folder"
+)
 NOBODY_CAME = "waited {seconds} s for the other processes in vain; start all that the environment names"
 HEADER = "epoch   train loss   train accuracy   test loss   test accuracy"
 
@@ -132,16 +135,20 @@ def run(
         _launch(settings, processes, epochs, out, resume=resume, overwrite=overwrite)
         return
     _import_keras(backend)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     with _joined(settings) as place:
+        meet = functools.partial(_meet, place, settings, out, epochs, len(saved.epochs))
+        meet()
         network = _new(settings, dataset.train_images, place)
         keep = functools.partial(_save, out, network) if place.rank == 0 else lambda saved: None
         if resume:
             network.restore(out / saved.checkpoint)
+            meet()  # before the first removes what the others read
         elif place.rank == 0:
             _clear(out)
             keep(saved)
 
-        console = Console(highlight=False, markup=False, soft_wrap=True, quiet=place.rank > 0)
+        console.quiet = place.rank > 0
         console.print(HEADER)
         for row in saved.epochs:
             console.print(_line(row))
@@ -155,14 +162,14 @@ def run(
                     saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
                     keep(saved)
                     console.print(_line(row))
-            if place.rank == 0:
-                model_name = _name("model", settings)
-                keep(saved._replace(checkpoint=model_name))
-                _plot(out, saved.epochs)
-                console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
-                _compare(console, network, out / model_name, dataset.test_images, settings)
+            model_name = _name("model", settings)
+            keep(saved._replace(checkpoint=model_name))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(GOES_ON.format(out=out, done=len(saved.epochs), epochs=epochs)) from None
+    if place.rank == 0:
+        _plot(out, saved.epochs)
+        console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
+        _compare(console, network, out / model_name, dataset.test_images, settings)
 
 
 def _check(settings: Settings, processes: int) -> None:
@@ -249,13 +256,22 @@ def _joined(settings: Settings) -> Iterator[Place]:
             place = parallel.join()
         nobody_came.cancel()
         yield place
-    except parallel.LOST as error:
-        _end_at_once(LOST_ANOTHER, LOST.format(reason=_reason(error)))
     except BaseException as error:
-        code = 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, EvenkeelError) else 1
+        if parallel.lost(error):
+            _end_at_once(LOST_ANOTHER, LOST.format(reason=_reason(error)))
+        bad_input = isinstance(error, EvenkeelError) and not isinstance(error, UnequalError)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 2 if bad_input else 1
         # When the interpreter ends, libraries would wait for processes that wait for this one.
         atexit.register(_end_at_once, getattr(error, "exit_code", code))
         raise
+
+
+def _meet(place: Place, settings: Settings, out: Path, *given: int) -> None:
+    """Wait for the others here, and see that all have the same settings and `given`."""
+    if place.processes > 1:
+        parallel = importlib.import_module(f"evenkeel.workloads.parallel.{settings.backend}")
+        if len(set(parallel.gathered(zlib.crc32(repr((settings, given)).encode())))) > 1:
+            raise InputError(DIFFERENT.format(out=out))
 
 
 def _reason(error: BaseException) -> str:
@@ -332,7 +348,7 @@ def _clear(out: Path) -> None:
 
 def _save(out: Path, network: Trainer, saved: Saved) -> None:
     """Write the network, then the history that names it, then remove older ones: the folder is whole at any moment."""
-    with replacing(out / saved.checkpoint) as path:
+    with replacing(out / saved.checkpoint) as path, _quiet():  # Keras may import TensorFlow to save
         network.save(path)
     content = {
         "settings": saved.settings._asdict(),
@@ -461,8 +477,11 @@ def _plot(out: Path, rows: list[Row]) -> None:
 def _compare(console: Console, network: Trainer, path: Path, images: np.ndarray, settings: Settings) -> None:
     """Predict with the network in memory and with `path` in a fresh process, and say whether any bit differs."""
     here = network.predict(images)
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        there = fresh.submit(_predictions, path, images, settings).result()
+    try:
+        with Process(_predictions, path, images, settings, environment={}) as fresh:
+            (there,) = fresh
+    except ProcessEndedError as error:
+        raise UnequalError(f"{path} in a fresh process predicts nothing: {error}") from error
     if here.tobytes() != there.tobytes():
         difference = np.abs(here - there).max()
         print(f"evenkeel: {path} in a fresh process predicts logits up to {difference:.2g} apart", file=sys.stderr)
@@ -470,9 +489,8 @@ def _compare(console: Console, network: Trainer, path: Path, images: np.ndarray,
     console.print(f"A fresh process loaded {path.name}: its {len(images)} predictions are identical, bit for bit.")
 
 
-def _predictions(path: Path, images: np.ndarray, settings: Settings) -> np.ndarray:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+def _predictions(path: Path, images: np.ndarray, settings: Settings) -> Generator[np.ndarray, None, None]:
     _import_keras(settings.backend)
     network = _new(settings, images)
     network.restore(path)
-    return network.predict(images)
+    yield network.predict(images)

@@ -20,14 +20,19 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from evenkeel.errors import ArgumentError
+from evenkeel.workloads import timing
+from evenkeel.workloads.training import ALONE, Place
 
-__all__ = ["LOST_ANOTHER", "Failure", "follow_launcher", "launch", "launched", "tasks"]
+__all__ = ["LOST_ANOTHER", "Failure", "follow_launcher", "free_ports", "launch", "launched", "place_of_tensorflow"]
 
 LOST_ANOTHER = 75
 """Exit code of a process that has lost another one: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 LOOK, GRACE = 0.1, 5.0
 """Seconds from look to look at the processes, and between asking them to end and ending them."""
+
+CONSEQUENCES = (-signal.SIGABRT, LOST_ANOTHER, -signal.SIGTERM)
+"""How one ends because another has: JAX aborts, ours give up, torch's launcher ends it. The first tells the most."""
 
 LAUNCHER = "EVENKEEL_LAUNCHER"
 COUNTS_OF_JAX = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -68,7 +73,7 @@ def launched(backend: str) -> bool:
         ArgumentError: a variable that says so cannot be read.
     """
     if backend == "tensorflow":
-        return len(tasks()) > 1
+        return place_of_tensorflow().processes > 1
     names = COUNTS_OF_JAX if backend == "jax" else ("WORLD_SIZE",)
     try:
         return any(int(os.environ.get(name, 1)) > 1 for name in names)
@@ -76,30 +81,40 @@ def launched(backend: str) -> bool:
         raise ArgumentError(f"one of {', '.join(names)} in the environment is no number ({error}); unset it") from error
 
 
-def tasks() -> list[tuple[str, int]]:
-    """Type and index of the processes that TF_CONFIG names to train, by rank."""
+def place_of_tensorflow() -> Place:
+    """Which of those that TF_CONFIG names to train this process is.
+
+    Raises:
+        ArgumentError: TF_CONFIG names several, and not as TensorFlow wants it, or this process is none of them.
+    """
     config = os.environ.get("TF_CONFIG") or "{}"
     try:
-        cluster = json.loads(config).get("cluster", {})
-    except (ValueError, AttributeError) as error:
+        told = json.loads(config)
+        cluster = told.get("cluster", {})
+        tasks = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
+        if len(tasks) < 2:
+            return ALONE
+        return Place(tasks.index((told["task"]["type"], int(told["task"]["index"]))), len(tasks))
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ArgumentError(
-            f"TF_CONFIG={config!r} is no JSON object ({error}); give one with cluster and task"
+            f"TF_CONFIG={config!r} does not say which process this is ({error}); give a JSON object with cluster, the "
+            "addresses of chief and worker, and task, the type and index of one of these"
         ) from error
-    return [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
 
 
 def _environments(backend: str, processes: int) -> list[dict[str, str]]:
     """What each process is told, by rank; torch's launcher tells its own."""
     if backend == "jax":
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
         return [shared | {"JAX_PROCESS_ID": str(rank)} for rank in range(processes)]
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in _free_ports(processes)]}
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(processes)]}
     task = [{"type": "worker", "index": rank} for rank in range(processes)]
     return [{"TF_CONFIG": json.dumps({"cluster": cluster, "task": mine})} for mine in task]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of this machine where nobody listens."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -135,7 +150,7 @@ def launch(backend: str, processes: int, arguments: list[str]) -> Failure | None
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, timing.cores() // processes))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, LAUNCHER: str(os.getpid())}
     with tempfile.TemporaryDirectory() as folder, _ended_by_sigterm():
         if backend == "torch":
@@ -162,20 +177,31 @@ def _by_hand(
             for rank in [rank for rank, process in running.items() if process.poll() is not None]:
                 code = running.pop(rank).returncode
                 # One that has lost another may be seen before the one that it has lost.
-                if code and (first is None or first.code == LOST_ANOTHER):
+                if code and (first is None or _consequence(code) < _consequence(first.code)):
+                    until = min(until, time.monotonic() + GRACE) if _consequence(code) else 0
                     first = Failure(rank, code, (folder / str(rank)).read_text(errors="replace"))
-                    until = time.monotonic() + (GRACE if code == LOST_ANOTHER else 0)
             time.sleep(LOOK)
     finally:
         for process in running.values():
             process.terminate()
+        until = time.monotonic() + GRACE
         for process in running.values():
             try:
-                process.wait(GRACE)
+                process.wait(max(0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
     return first
+
+
+def _consequence(code: int) -> int:
+    """0 for an end of its own, more the less it tells.
+
+    Example:
+        >>> [_consequence(code) for code in (1, -signal.SIGKILL, -signal.SIGABRT, LOST_ANOTHER, -signal.SIGTERM)]
+        [0, 0, 1, 2, 3]
+    """
+    return CONSEQUENCES.index(code) + 1 if code in CONSEQUENCES else 0
 
 
 def _by_torch(processes: int, arguments: list[str], environment: dict[str, str], folder: Path) -> Failure | None:
@@ -183,24 +209,40 @@ def _by_torch(processes: int, arguments: list[str], environment: dict[str, str],
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.disable(logging.CRITICAL)  # it tells of what is told here in one line
-    os.environ |= environment  # which is what its processes get
     options = ["--standalone", "--nproc-per-node", str(processes), "--redirects", "2", "--log-dir", str(folder)]
     try:
-        run.run(run.parse_args([*options, "-m", *arguments]))
+        with _left_as_found():
+            logging.disable(logging.CRITICAL)  # it tells of what is told here in one line
+            os.environ |= environment  # which is what its processes get
+            run.run(run.parse_args([*options, "-m", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # The launcher has ended the others, by SIGTERM, before it says what it found.
-        rank = min(codes, key=lambda rank: (codes[rank] in (-signal.SIGTERM, LOST_ANOTHER), rank))
+        rank = min(codes, key=lambda rank: (_consequence(codes[rank]), rank))
         said = "".join(path.read_text(errors="replace") for path in folder.glob(f"*/attempt_0/{rank}/stderr.log"))
         return Failure(rank, codes[rank], said)
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + error.sigval) from None
-    finally:
-        logging.disable(logging.NOTSET)
     return None
+
+
+@contextlib.contextmanager
+def _left_as_found() -> Iterator[None]:
+    """Take back what torch's launcher sets for all of this process: the environment, handlers of signals, logging."""
+    environment, logged_from = dict(os.environ), logging.root.manager.disable
+    main = threading.current_thread() is threading.main_thread()
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if main else ()
+    handlers = {number: signal.getsignal(number) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        logging.disable(logged_from)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @contextlib.contextmanager

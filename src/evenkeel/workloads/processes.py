@@ -19,6 +19,9 @@ __all__ = ["PATIENCE", "Process", "ProcessEndedError", "ask_all"]
 PATIENCE = 300.0
 """Seconds that one answer may take: importing a framework on a busy machine takes a minute."""
 
+GRACE = 5.0
+"""Seconds that a process may still live after it has closed its pipe."""
+
 
 class ProcessEndedError(EvenkeelError, RuntimeError):
     """A process ended before it was done, or gives no answer."""
@@ -35,9 +38,10 @@ class Process:
         arguments: anything that can be pickled.
         environment: what is set before the generator starts.
         core: of those this process may use, the one that the new one is to have; by default it may use all.
+        patience: seconds that one answer may take.
 
     Raises:
-        ProcessEndedError: from `answer`, with the last line that the process wrote.
+        ProcessEndedError: from `answer`, with the last line that the process wrote, or after `patience`.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class Process:
         *arguments: Any,
         environment: Mapping[str, str],
         core: int | None = None,
+        patience: float = PATIENCE,
     ) -> None:
+        self._patience = patience
         context = multiprocessing.get_context("spawn")
         self._name = work.__name__.strip("_")
         self._folder = tempfile.TemporaryDirectory()
@@ -86,12 +92,17 @@ class Process:
     def answer(self) -> tuple[bool, Any]:
         """Whether the generator is done, and the item if it is not."""
         try:
+            if not self.pipe.poll(self._patience):
+                raise ProcessEndedError(f"{self._name} gave no answer in {self._patience:.0f} s")
             return self.pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
 
     def _ended(self) -> ProcessEndedError:
-        self._process.join()
+        self._process.join(GRACE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
         last = self._words.read_text(errors="replace").strip().rpartition("\n")[2] if self._words.exists() else ""
         return ProcessEndedError(
             f"{self._name} ended with exit code {self._process.exitcode}, and the last words: {last}"

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 
 from evenkeel.workloads import timing
 from evenkeel.workloads.contenders import Answer, Case, Contender, Data, built, wrong
+from evenkeel.workloads.launch import free_ports
 from evenkeel.workloads.processes import Process, ask_all
 from evenkeel.workloads.timing import Quartiles
 
@@ -48,6 +48,9 @@ class Sent(NamedTuple):
     backward: Traffic
 
 
+NOTHING = Sent(Traffic(0, 0), Traffic(0, 0))
+
+
 class Scaled(NamedTuple):
     """One case in one number of processes under one backend.
 
@@ -59,7 +62,7 @@ class Scaled(NamedTuple):
     bound: what the machine has cores for: no efficiency of work that fills a core is above it, but by chance.
     sent, expected: what a synchronized step was seen to send, and what the formula says.
     sent_local: what a local step was seen to send.
-    fault: what is wrong with the first answers; empty if nothing is.
+    fault: what is wrong with the first answers, or with what was sent; empty if nothing is.
     """
 
     backend: str
@@ -102,7 +105,7 @@ def expected(backend: str, channels: int, processes: int) -> Sent:
         Sent(forward=Traffic(messages=2, size=780), backward=Traffic(messages=1, size=512))
     """
     if processes == 1:
-        return Sent(Traffic(0, 0), Traffic(0, 0))
+        return NOTHING
     sums = 2 * channels + 2
     if backend == "jax":
         return Sent(Traffic(2, 4 * (channels + 1 + sums)), Traffic(1, 4 * 2 * channels))
@@ -136,19 +139,11 @@ def measure(
 
 
 def _team(stack: contextlib.ExitStack, backend: str, world: int, environment: dict[str, str]) -> list[Process]:
-    ports = _free_ports(world)
+    ports = free_ports(world)
     return [
         stack.enter_context(Process(_member, backend, rank, ports, environment=environment, core=rank))
         for rank in range(world)
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _measure_case(backend: str, case: Case, teams: dict[int, list[Process]], seconds: float) -> list[Scaled]:
@@ -157,7 +152,9 @@ def _measure_case(backend: str, case: Case, teams: dict[int, list[Process]], sec
     for world, team in teams.items():
         ready: list[_Ready] = ask_all(team, case)
         sent[world] = ready[0].sent
-        faults[world] = _fault(case, [item.answers for item in ready])
+        faults[world] = _fault(case, [item.answers for item in ready]) or _fault_of_sent(
+            sent[world], expected(backend, case.shape[-1], world)
+        )
         for arm in ARMS:
             calls[world, arm] = math.ceil(TURN / max(ask_all(team, (arm, 1))))
     spent = 0.0
@@ -218,6 +215,14 @@ def _fault(case: Case, answers: list[dict[str, Answer]]) -> str:
     for rank, answer in enumerate(answers):
         if fault := wrong(ours, case, _share(data, rank, case.shape[0]), answer["local"]):
             return f"local, process {rank}: {fault}"
+    return ""
+
+
+def _fault_of_sent(sent: dict[str, Sent], formula: Sent) -> str:
+    """What is wrong with what a step of each arm was seen to send."""
+    for arm, wanted in zip(ARMS, (formula, NOTHING), strict=True):
+        if sent[arm] != wanted:
+            return f"{arm}: {sent[arm]} was sent, and by the formula it is {wanted}"
     return ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from evenkeel.cli.bench.running import in_a_process, installed_of, machine_here, progress_bar
+from evenkeel.cli.bench.running import in_a_process, installed_of, machine_here, patience, progress_bar
 from evenkeel.cli.bench.shown import by, draw_beside, show_machine, spread
 from evenkeel.workloads.contenders import Case
 from evenkeel.workloads.contest import Fit, Measured, Memory, time_all, train, weigh
@@ -50,7 +50,7 @@ def measure(
         for name in installed_of(backends, report):
             progress.update(bar, description=f"{name}: timing")
             try:
-                for item in in_a_process(time_all, name, cases, seconds):
+                for item in in_a_process(time_all, name, cases, seconds, patience=patience(seconds)):
                     if isinstance(item, Measured):
                         report.cases.append(item)
                         progress.advance(bar)
@@ -63,7 +63,8 @@ def measure(
                     progress.advance(bar)
                 if fit:
                     progress.update(bar, description=f"{name}: fit")
-                    report.fit.extend(in_a_process(train, name, images, 5 * seconds))
+                    longer = 5 * seconds
+                    report.fit.extend(in_a_process(train, name, images, longer, patience=patience(longer)))
                     progress.advance(bar)
             except ProcessEndedError as error:
                 report.failures.append(f"{name}: {error}")

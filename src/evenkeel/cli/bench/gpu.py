@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from evenkeel.cli.bench.running import machine_here, progress_bar
+from evenkeel.cli.bench.running import machine_here, patience, progress_bar
 from evenkeel.cli.bench.shown import by, draw_beside, median, show_machine
 from evenkeel.workloads import gpu
 from evenkeel.workloads.gpu import Found, Gpu, GpuCase
@@ -60,7 +60,8 @@ def measure(console: Console, cases: list[GpuCase], seconds: float) -> Report:
 
 def _add_torch(report: Report, cases: list[GpuCase], seconds: float) -> Iterator[Found]:
     # Not in this process, which a GPU that gives up would take along.
-    with Process(gpu.measure, cases, seconds, environment={"KERAS_BACKEND": "torch"}) as process:
+    variables = {"KERAS_BACKEND": "torch"}
+    with Process(gpu.measure, cases, seconds, environment=variables, patience=patience(seconds)) as process:
         for item in process:
             if isinstance(item, Gpu):
                 report.gpu.update(name=item.name, bandwidth=item.bandwidth)
@@ -77,7 +78,8 @@ def _add_jax(report: Report, cases: list[GpuCase], seconds: float, platform: str
         return
     places = [place for place, item in enumerate(report.cases) if item.case.compiled]
     cases = [report.cases[place].case for place in places]
-    with Process(gpu.measure_jax, cases, seconds, environment={"KERAS_BACKEND": "jax"}) as process:
+    variables = {"KERAS_BACKEND": "jax"}
+    with Process(gpu.measure_jax, cases, seconds, environment=variables, patience=patience(seconds)) as process:
         items = iter(process)
         versions = next(items)
         if versions["device"] != platform:

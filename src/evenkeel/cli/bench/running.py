@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evenkeel.workloads import timing
-from evenkeel.workloads.processes import Process
+from evenkeel.workloads.processes import PATIENCE, Process
+
+COMPILING = 6 * PATIENCE
+"""Seconds that one answer may take where all contenders are compiled for it."""
 
 
 def progress_bar(console: Console) -> Progress:
@@ -32,11 +35,26 @@ def installed_of(backends: dict[str, str], report: Any) -> Iterator[str]:
 
 
 def in_a_process(
-    work: Callable[..., Generator[Any, Any, None]], backend: str, *arguments: Any, **variables: str
+    work: Callable[..., Generator[Any, Any, None]],
+    backend: str,
+    *arguments: Any,
+    patience: float = COMPILING,
+    **variables: str,
 ) -> Iterator[Any]:
     """What `work(backend, *arguments)` yields, one by one, in a fresh process whose Keras runs on `backend`."""
-    with Process(work, backend, *arguments, environment=environment(backend) | variables) as process:
+    variables = environment(backend) | variables
+    with Process(work, backend, *arguments, environment=variables, patience=patience) as process:
         yield from process
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for an answer that measures for so many seconds, in seconds.
+
+    Example:
+        >>> patience(4.0)
+        1840.0
+    """
+    return COMPILING + 10 * seconds
 
 
 def environment(backend: str) -> dict[str, str]:

@@ -17,9 +17,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from evenkeel.workloads.parallel.sharing import Sharing, losses, right
 from evenkeel.workloads.training import JOINING, WAITING, Place, Settings
 
-__all__ = ["LOST", "Network", "join"]
+__all__ = ["Network", "gathered", "join", "lost"]
 
-LOST = (jax.errors.JaxRuntimeError,)
+OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 
 
 def join() -> Place:
@@ -34,6 +34,14 @@ def join() -> Place:
     )
     multihost_utils.sync_global_devices("joined")
     return Place(jax.process_index(), jax.process_count())
+
+
+def gathered(value: int) -> list[int]:
+    return multihost_utils.process_allgather(np.uint32(value)).tolist()
+
+
+def lost(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_FAULTS)
 
 
 class Network(Sharing):

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from evenkeel.workloads.launch import tasks
+from evenkeel.workloads.launch import place_of_tensorflow
 from evenkeel.workloads.parallel.sharing import Sharing, losses, right, rows_of
 from evenkeel.workloads.training import WAITING, Place
 
-__all__ = ["LOST", "Network", "join"]
+__all__ = ["Network", "gathered", "join", "lost"]
 
 LOST = (
     tf.errors.UnavailableError,
@@ -30,8 +28,19 @@ LOST = (
 
 def join() -> Place:
     _strategy()
-    task = json.loads(os.environ["TF_CONFIG"])["task"]
-    return Place(tasks().index((task["type"], int(task["index"]))), len(tasks()))
+    return place_of_tensorflow()
+
+
+def gathered(value: int) -> list[int]:
+    def gather() -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_gather(tf.constant([value], "int64"), axis=0)
+
+    values: list[int] = _strategy().experimental_local_results(_strategy().run(tf.function(gather)))[0].numpy().tolist()
+    return values
+
+
+def lost(error: BaseException) -> bool:
+    return isinstance(error, LOST)
 
 
 @functools.cache

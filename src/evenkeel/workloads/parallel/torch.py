@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 
+from evenkeel.errors import SynchronizationError
 from evenkeel.workloads.parallel.sharing import Sharing, losses, right, rows_of
 from evenkeel.workloads.training import JOINING, WAITING, Place
 
-__all__ = ["LOST", "Network", "join"]
-
-LOST = (RuntimeError,)  # of gloo it is no class of its own
+__all__ = ["Network", "gathered", "join", "lost"]
 
 
 def join() -> Place:
@@ -24,16 +25,36 @@ def join() -> Place:
     if devices:
         torch.cuda.set_device(local_rank % devices)
     own_device = devices >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # NCCL takes no device twice
-    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=JOINING)))
-    torch.distributed.init_process_group(
-        "nccl" if own_device else "gloo",
-        store=store,
-        rank=rank,
-        world_size=count,
-        timeout=datetime.timedelta(seconds=WAITING),
-    )
-    torch.distributed.barrier()
+    with _together():
+        store, rank, count = next(torch.distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=JOINING)))
+        torch.distributed.init_process_group(
+            "nccl" if own_device else "gloo",
+            store=store,
+            rank=rank,
+            world_size=count,
+            timeout=datetime.timedelta(seconds=WAITING),
+        )
+        torch.distributed.barrier()
     return Place(rank, count)
+
+
+def gathered(value: int) -> list[int]:
+    values = [0] * torch.distributed.get_world_size()
+    with _together():
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def lost(error: BaseException) -> bool:
+    return isinstance(error, SynchronizationError)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of Gloo it is no class of its own
+        raise SynchronizationError(f"processes that train together lost each other ({error})") from error
 
 
 class Network(Sharing):
@@ -64,5 +85,6 @@ def _my_rows(count: int) -> slice:
 
 
 def _summed(message: torch.Tensor) -> torch.Tensor:
-    torch.distributed.all_reduce(message)
+    with _together():
+        torch.distributed.all_reduce(message)
     return message
