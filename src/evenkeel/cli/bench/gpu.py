@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evenkeel.cli.bench.running import machine_here, patience, progress_bar
-from evenkeel.cli.bench.shown import by, draw_beside, median, show_machine
+from evenkeel.cli.bench.shown import by, draw_beside, median, show_backends, show_machine
 from evenkeel.workloads import gpu
 from evenkeel.workloads.gpu import Found, Gpu, GpuCase
 from evenkeel.workloads.processes import Process, ProcessEndedError
@@ -93,9 +93,7 @@ def _add_jax(report: Report, cases: list[GpuCase], seconds: float, platform: str
 
 def show(console: Console, report: Report) -> None:
     show_machine(console, report.machine)
-    for backend, versions in report.backends.items():
-        named = versions if isinstance(versions, str) else ", ".join(f"{name} {it}" for name, it in versions.items())
-        console.print(f"{backend}: {named}")
+    show_backends(console, report.backends)
     if report.cases:
         console.print(_table(report))
     console.print(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evenkeel.cli.bench.running import environment, installed_of, machine_here, progress_bar
-from evenkeel.cli.bench.shown import by, show_machine, spread
+from evenkeel.cli.bench.shown import by, show_backends, show_machine, spread
 from evenkeel.workloads import scaling
 from evenkeel.workloads.contenders import Case
 from evenkeel.workloads.processes import ProcessEndedError
@@ -57,9 +57,7 @@ def measure(console: Console, backends: dict[str, str], cases: list[Case], proce
 
 def show(console: Console, report: Report) -> None:
     show_machine(console, report.machine)
-    for backend, versions in report.backends.items():
-        named = versions if isinstance(versions, str) else ", ".join(f"{name} {it}" for name, it in versions.items())
-        console.print(f"{backend}: {named}")
+    show_backends(console, report.backends)
     if report.cases:
         console.print(_table(report))
     console.print(

@@ -23,6 +23,13 @@ def show_machine(console: Console, machine: dict[str, Any]) -> None:
     )
 
 
+def show_backends(console: Console, backends: Mapping[str, Mapping[str, str] | str]) -> None:
+    """The versions of each, or why there are none."""
+    for backend, versions in backends.items():
+        named = versions if isinstance(versions, str) else ", ".join(f"{name} {it}" for name, it in versions.items())
+        console.print(f"{backend}: {named}")
+
+
 def median(quartiles: Quartiles | None, factor: float = 1) -> str:
     return digits(factor * quartiles.median) if quartiles else "-"
 
