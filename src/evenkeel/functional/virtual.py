@@ -16,16 +16,23 @@ WHOLE_AND_PARTS = (
 )
 
 
-def check(rows: Any, axis: Any = (), *, synchronized: bool = False) -> int:
+def check(rows: Any, axis: Any, *, ndim: int | None = None, synchronized: bool = False) -> int:
     """`rows` as an integer, if a layer with the channels at `axis` may have groups of so many.
 
+    Args:
+        rows: of a group.
+        axis: as it was given, one or several.
+        ndim: dimensions of the input, once they are known: an axis may be counted from the end.
+        synchronized: the statistics of all devices are wanted.
+
     Raises:
-        ArgumentError: not a positive integer; the statistics of all devices are wanted; the channels are in the rows.
+        ArgumentError: not a positive integer, synchronized, or the channels are in the rows.
     """
     rows = arguments.positive_integer("virtual_batch_size", rows)
     if synchronized:
         raise ArgumentError(WHOLE_AND_PARTS.format(size=rows))
-    if 0 in (axis if isinstance(axis, list | tuple) else (axis,)):
+    axes = arguments.axes(axis)
+    if 0 in (axes if ndim is None else arguments.axes_within(axes, ndim)):
         raise ArgumentError(f"axis={axis} has axis 0, which virtual_batch_size splits; give other axes")
     return rows
 

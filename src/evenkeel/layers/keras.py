@@ -184,7 +184,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if None in shape:
             raise ArgumentError(f"input has shape {input_shape}, whose axis {self.axis} is unknown; give its size")
         if self.virtual_batch_size:
-            virtual.check(self.virtual_batch_size, layout.channels)
+            virtual.check(self.virtual_batch_size, self.axis, ndim=len(input_shape))
         if self.scale:
             self.gamma = self._weight(
                 "gamma", shape, self.gamma_initializer, True, self.gamma_regularizer, self.gamma_constraint
