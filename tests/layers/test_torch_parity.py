@@ -153,7 +153,7 @@ def test_the_counter_of_torch_decides_how_much_the_next_batch_counts():
 # Lazy ones.
 
 
-@pytest.mark.parametrize("name", set(ARGUMENTS) - {"track_running_stats, affine"})
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "track_running_stats, affine"])
 def test_lazy_ones_become_the_same(name):
     theirs, module = (library.LazyBatchNorm2d(**ARGUMENTS[name]) for library in (torch.nn, ours))
     dtype = str(ARGUMENTS[name].get("dtype", torch.float32)).removeprefix("torch.")
