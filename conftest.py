@@ -2,6 +2,7 @@
 """Names that the examples in docstrings may use without importing them."""
 
 import contextlib
+import importlib
 import os
 
 import numpy as np
@@ -11,10 +12,12 @@ import evenkeel
 from evenkeel import backends
 
 NAME = os.environ.get("KERAS_BACKEND")
-if NAME != "torch":  # where the tests of our kernels load it in a way of their own
-    # Workaround: Triton 3.9 aborts the process if it is loaded after TensorFlow 2.21, as torch._dynamo does.
-    with contextlib.suppress(ImportError):
-        import triton  # noqa: F401
+# Workaround: Triton 3.9 aborts the process if it is loaded after TensorFlow 2.21, as torch._dynamo does. And it looks
+# only then for its interpreter, which the tests of our kernels need where there is no GPU.
+with contextlib.suppress(ImportError), pytest.MonkeyPatch.context() as during_import:
+    if NAME == "torch" and not importlib.import_module("torch").cuda.is_available():
+        during_import.setenv("TRITON_INTERPRET", "1")
+    import triton.language  # noqa: F401
 OF = {
     "tensorflow": [
         "src/evenkeel/tf1/*",
