@@ -86,5 +86,8 @@ class Normalized(NamedTuple):
 SLOPE = 0.01
 """Of "leaky_relu" below zero; "elu" is `exp(y) - 1` there. Both as in torch.nn."""
 
+INVERTIBLE = (None, "leaky_relu", "elu")
+"""The activations that can be turned round: behind these, `x` can be found from `y`."""
+
 Formula = Callable[[Tensor, Tensor, Tensor], Normalized]
 """Of `x`, gamma and beta: the training step without activation, written with primitives."""

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 HELP = "Train a small network with batch norm on handwritten digits, and show that what it saves predicts the same."
 
 HISTORY, CURVES = "history.json", "curves.png"
-GOES_ON = "{out} has {done} of {epochs} epochs; the same command with --resume goes on"
 LOST = "another process was lost, and this one ends too; the same command with --resume goes on ({reason})"
 DIFFERENT = (
     "the processes were given different runs; start all with the same options, and with --resume where {out} is the "
@@ -130,11 +129,17 @@ def run(
         raise ArgumentError("--resume and --overwrite were given; give one of them")
     saved = _previous(out, settings, epochs) if resume else _nothing_yet(out, settings, overwrite=overwrite)
     dataset = _dataset(data, seed)
-    if processes > 1:
-        _require(backend)
-        _launch(settings, processes, epochs, out, resume=resume, overwrite=overwrite)
-        return
-    _import_keras(backend)
+    with _resumable(settings, epochs, out):
+        if processes > 1:
+            _require(backend)
+            _launch(settings, processes, epochs, out, resume=resume, overwrite=overwrite)
+        else:
+            _import_keras(backend)
+            _train(settings, saved, dataset, epochs, out, resume=resume)
+
+
+def _train(settings: Settings, saved: Saved, dataset: Dataset, epochs: int, out: Path, *, resume: bool) -> None:
+    """Go on from `saved` until there are `epochs`, alone or with the processes that a launcher has started."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with _joined(settings) as place:
         meet = functools.partial(_meet, place, settings, out, epochs, len(saved.epochs))
@@ -152,20 +157,17 @@ def run(
         console.print(HEADER)
         for row in saved.epochs:
             console.print(_line(row))
-        try:
-            with _progress(console) as progress:
-                steps = math.ceil(len(dataset.train_labels) / batch_size)
-                bar = progress.add_task("training", total=epochs * steps, completed=len(saved.epochs) * steps)
-                advance = functools.partial(progress.advance, bar)
-                remaining = range(len(saved.epochs) + 1, epochs + 1)
-                for row in _epochs(remaining, network, dataset, settings, after_step=advance):
-                    saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
-                    keep(saved)
-                    console.print(_line(row))
-            model_name = _name("model", settings)
-            keep(saved._replace(checkpoint=model_name))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(GOES_ON.format(out=out, done=len(saved.epochs), epochs=epochs)) from None
+        with _progress(console) as progress:
+            steps = math.ceil(len(dataset.train_labels) / settings.batch_size)
+            bar = progress.add_task("training", total=epochs * steps, completed=len(saved.epochs) * steps)
+            advance = functools.partial(progress.advance, bar)
+            remaining = range(len(saved.epochs) + 1, epochs + 1)
+            for row in _epochs(remaining, network, dataset, settings, after_step=advance):
+                saved = Saved(settings, _name(f"checkpoint-{row.epoch}", settings), [*saved.epochs, row])
+                keep(saved)
+                console.print(_line(row))
+        model_name = _name("model", settings)
+        keep(saved._replace(checkpoint=model_name))
     if place.rank == 0:
         _plot(out, saved.epochs)
         console.print(f"{out} has {model_name}, {HISTORY} and {CURVES}.")
@@ -204,10 +206,7 @@ def _launch(settings: Settings, processes: int, epochs: int, out: Path, *, resum
     options = settings._asdict() | {"epochs": epochs, "out": out, "resume": resume, "overwrite": overwrite}
     if settings.data == "digits":
         del options["data"]
-    try:
-        failure = launch(settings.backend, processes, ["evenkeel", "train", *_as_arguments(options)])
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_what_now(settings, epochs, out)) from None
+    failure = launch(settings.backend, processes, ["evenkeel", "train", *_as_arguments(options)])
     if failure is None:
         return
     own_words = [line for line in failure.said.splitlines() if line.startswith("evenkeel: ")]
@@ -231,12 +230,21 @@ def _as_arguments(options: dict[str, object]) -> list[str]:
     return arguments
 
 
+@contextlib.contextmanager
+def _resumable(settings: Settings, epochs: int, out: Path) -> Iterator[None]:
+    """Ctrl-C inside says what the folder has, which is whole at any moment."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_now(settings, epochs, out)) from None
+
+
 def _what_now(settings: Settings, epochs: int, out: Path) -> str:
     try:
         done = len(_previous(out, settings, epochs).epochs)
     except InputError:
         return f"{out} has no epoch of this run; start again"
-    return GOES_ON.format(out=out, done=done, epochs=epochs)
+    return f"{out} has {done} of {epochs} epochs; the same command with --resume goes on"
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from evenkeel.backends.contract import SLOPE, Tensor
+from evenkeel.backends.contract import INVERTIBLE, SLOPE, Tensor
 from evenkeel.errors import ArgumentError
+
+__all__ = ["ACTIVATIONS", "INVERTIBLE", "apply", "check"]
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu")
 """With the numbers of torch.nn: a slope of 0.01, an alpha of 1."""

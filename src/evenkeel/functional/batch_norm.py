@@ -376,7 +376,7 @@ class _Call(NamedTuple):
         r, d = renorm.corrections(
             backend,
             batch.mean,
-            backend.sqrt(batch.variance + self.epsilon),
+            moving.deviation_of(batch.variance, self.epsilon),
             backend.cast(self.state.renorm_mean, self.dtype),
             backend.cast(self.state.renorm_stddev, self.dtype),
             limits=renormalization.limits,

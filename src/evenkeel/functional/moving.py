@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from evenkeel import backends
 from evenkeel.backends.contract import Tensor
 
 AVERAGES = ("exponential", "debiased", "cumulative")
@@ -57,8 +58,18 @@ def moved(backend: Any, old: Tensor, new: Tensor, kept: Tensor | float, accepted
     return backend.where(accepted, mixed, old)
 
 
+def deviation_of(variance: Tensor, epsilon: float) -> Tensor:
+    """The deviation of renorm that goes with a variance, `sqrt(variance + epsilon)`.
+
+    Example:
+        >>> deviation_of(np.array([3.0]), 1.0)
+        array([2.])
+    """
+    return backends.of(variance).sqrt(variance + epsilon)
+
+
 def variance_of(backend: Any, deviation: Tensor, epsilon: float) -> Tensor:
-    """The moving variance that goes with a moving deviation of renorm, which is `sqrt(variance + epsilon)`."""
+    """The other way round."""
     # Rounding may bring the difference below zero.
     return backend.relu(deviation * deviation - epsilon)
 
@@ -89,7 +100,7 @@ def updated(
     if state.renorm_mean is None:
         new["moving_variance"] = moved(backend, state.moving_variance, variance, kept, accepted)
     else:
-        stddev = backend.sqrt(variance + epsilon)
+        stddev = deviation_of(variance, epsilon)
         new["renorm_mean"] = moved(backend, state.renorm_mean, mean, renorm_momentum, accepted)
         new["renorm_stddev"] = moved(backend, state.renorm_stddev, stddev, renorm_momentum, accepted)
         new["moving_stddev"] = deviation = moved(backend, state.moving_stddev, stddev, kept, accepted)

@@ -11,7 +11,7 @@ import torch
 from evenkeel import arguments
 from evenkeel.errors import ArgumentError
 from evenkeel.functional import modes, moving, virtual
-from evenkeel.functional.activations import ACTIVATIONS
+from evenkeel.functional.activations import ACTIVATIONS, INVERTIBLE
 from evenkeel.functional.batch_norm import Parameters, inference_step, training_step
 from evenkeel.functional.renorm import Limits, Renorm
 
@@ -128,7 +128,7 @@ class _Normalizer(torch.nn.Module):
         self.activation = _activation(activation)
         if memory is not None:
             arguments.choice("memory", memory, ["recompute", "inplace"])
-            if memory == "inplace" and self.activation not in (None, "leaky_relu", "elu"):
+            if memory == "inplace" and self.activation not in INVERTIBLE:
                 raise ArgumentError(
                     f"memory='inplace' finds x again from the result, which activation={activation!r} does not allow; "
                     "give 'leaky_relu', 'elu' or None, or memory='recompute'"
@@ -153,7 +153,7 @@ class _Normalizer(torch.nn.Module):
         self._widen(self._statistics())
         mean, variance = self.running_mean, self.running_var
         if self.renorm and self.moving_stddev is None:
-            self.moving_stddev = (variance + self.eps).sqrt()
+            self.moving_stddev = moving.deviation_of(variance, self.eps)
             self.renorm_mean, self.renorm_stddev = mean.clone(), self.moving_stddev.clone()
         if self.momentum is None or self._keeps_updates():
             counted = self.num_batches_tracked.expand(self.num_features).clone()
@@ -279,7 +279,7 @@ class _Normalizer(torch.nn.Module):
     def reset_running_stats(self) -> None:
         super().reset_running_stats()  # type: ignore[misc]
         if getattr(self, "moving_stddev", None) is not None:
-            self.moving_stddev.copy_((self.running_var + self.eps).sqrt())
+            self.moving_stddev.copy_(moving.deviation_of(self.running_var, self.eps))
             self.renorm_mean.copy_(self.running_mean)
             self.renorm_stddev.copy_(self.moving_stddev)
         if getattr(self, "updates", None) is not None:
@@ -310,7 +310,8 @@ class _Normalizer(torch.nn.Module):
         # Files of torch's modules lack what only ours have.
         mean, variance = (state_dict.get(f"{prefix}{name}") for name in ("running_mean", "running_var"))
         if self.renorm and mean is not None and variance is not None:
-            deviation = (variance.to(torch.promote_types(variance.dtype, torch.float32)) + self.eps).sqrt()
+            wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
+            deviation = moving.deviation_of(wide, self.eps)
             for name, value in zip(_EXTRA_STATE, (deviation, mean.clone(), deviation.clone()), strict=False):
                 state_dict.setdefault(f"{prefix}{name}", value)
         counted = state_dict.get(f"{prefix}num_batches_tracked")

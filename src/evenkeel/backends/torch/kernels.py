@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenkeel.backends.contract import SLOPE, Formula, Normalized, Request
+from evenkeel.backends.contract import INVERTIBLE, SLOPE, Formula, Normalized, Request
 
 # In place: the backward pass then keeps `x` and the result, not what the activation was given.
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ def supports(request: Request) -> str | None:
         return "the fused operation wants at least one channel, got 0"
     if request.activation not in _ACTIVATIONS:
         return f"what follows the fused operation is known for {tuple(_ACTIVATIONS)}, not for {request.activation!r}"
-    if request.memory == "inplace" and (request.residual or request.activation == "relu"):
+    if request.memory == "inplace" and (request.residual or request.activation not in INVERTIBLE):
         return "x cannot be found from y behind a residual or relu"
     return None
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evenkeel.backends.contract import SLOPE, Formula, Normalized, Request
+from evenkeel.backends.contract import INVERTIBLE, SLOPE, Formula, Normalized, Request
 from evenkeel.backends.torch.kernels import constants
 from evenkeel.errors import ArgumentError
 
@@ -50,7 +50,7 @@ def supports(request: Request) -> str | None:
         return f"the Triton kernels apply elu, leaky_relu, relu or nothing, got activation={request.activation!r}"
     if request.memory not in _MEMORIES:
         return f"the Triton kernels know memory 'inplace', 'recompute' or None, got memory={request.memory!r}"
-    if request.memory == "inplace" and request.activation == "relu":
+    if request.memory == "inplace" and request.activation not in INVERTIBLE:
         return "what relu has set to 0 cannot be recovered from y: memory='inplace' wants leaky_relu, elu or None"
     if request.memory == "inplace" and request.residual:
         return "memory='inplace' cannot recover x from y where a residual was added"

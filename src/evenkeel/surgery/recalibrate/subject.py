@@ -13,8 +13,7 @@ import numpy as np
 
 from evenkeel.errors import ArgumentError
 from evenkeel.functional.moments import Moments, bessel
-from evenkeel.functional.moving import State
-from evenkeel.functional.normalize import scale_and_offset
+from evenkeel.functional.moving import State, deviation_of
 from evenkeel.surgery.recalibrate.feeding import Batches
 from evenkeel.surgery.recalibrate.pool import Pool
 
@@ -51,8 +50,7 @@ class Normalizer:
         known = count > 1
         if sample:
             variance = variance * bessel(np, count)
-        # Normalizing divides by it, so its inverse is the scale.
-        deviation = 1 / scale_and_offset(mean, np.where(known, variance, 1.0), epsilon=self.epsilon)[0]
+        deviation = deviation_of(np.where(known, variance, 1.0), self.epsilon)
         counted = None if old.updates is None else np.maximum(old.updates, pool.calls - np.reshape(pool.spoiled, shape))
         new = State(mean, variance, deviation, mean, deviation, counted)
         return State(
